@@ -1,0 +1,241 @@
+"""The few dataclasses that the parts of the package exchange.
+
+Letters used in shapes: B images, N objects of one image, Q queries, K keypoints, C classes, G queries of a group,
+L pyramid levels, D width, h x w cells of a map, H x W pixels of the network input.
+
+Boxes are ``cxcywh`` in 0..1 of the network input inside the network, and ``xyxy`` in pixels outside of it; a name that
+breaks this rule says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """What the data say of the keypoints of one object: names, drawn edges, left-right pairs and OKS sigmas."""
+
+    names: tuple[str, ...]
+    edges: tuple[tuple[int, int], ...] = ()
+    flip_pairs: tuple[tuple[int, int], ...] = ()
+    sigmas: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The classes of a data set or model. Label ``i`` (0-based, contiguous) is called ``names[i]``.
+
+    ``ids`` are the category ids of the data the classes came from; they are used only when results are written.
+    """
+
+    names: tuple[str, ...]
+    ids: tuple[int, ...] = ()
+    skeleton: Skeleton | None = None
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise ValueError("no classes: a model needs at least one class name")
+        if not self.ids:
+            object.__setattr__(self, "ids", tuple(range(len(self.names))))
+        if len(self.ids) != len(self.names):
+            raise ValueError(f"{len(self.names)} class names but {len(self.ids)} category ids: give one id per name")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How a picture becomes the input of a network. Belongs to the model and is saved with it.
+
+    ``size`` is (height, width) in pixels; ``mean`` and ``std`` apply to RGB in 0..1. ``resize`` is ``"stretch"``: the
+    aspect ratio is not kept, as in the released models.
+    """
+
+    size: tuple[int, int] = (640, 640)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    resize: str = "stretch"
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """RGB images [B, 3, H, W], uint8 in 0..255 or float in 0..1 -> float32 network input."""
+        scale = 255.0 if images.dtype == torch.uint8 else 1.0
+        mean = torch.tensor(self.mean, device=images.device).view(1, 3, 1, 1) * scale
+        std = torch.tensor(self.std, device=images.device).view(1, 3, 1, 1) * scale
+        return (images.float() - mean) / std
+
+
+@dataclass
+class Target:
+    """The truth of one image, in the frame of the network's input."""
+
+    labels: Tensor
+    """[N] int64, 0-based"""
+    boxes: Tensor
+    """[N, 4] float32, cxcywh in 0..1"""
+    masks: Tensor | None = None
+    """[N, H, W] bool"""
+    keypoints: Tensor | None = None
+    """[N, K, 3] x, y in 0..1 and visibility"""
+    area: Tensor | None = None
+    """[N] object area / image area (for OKS)"""
+    image_id: int = 0
+    size: tuple[int, int] = (0, 0)
+    """height, width of the original picture in pixels"""
+    path: str = ""
+
+    def to(self, device: torch.device | str) -> Target:
+        return _move(self, device)
+
+
+@dataclass
+class Batch:
+    """What the loader hands to a step."""
+
+    images: Tensor
+    """[B, 3, H, W] RGB, uint8 0..255; ``InputSpec.normalise`` makes the network input on the device"""
+    targets: list[Target]
+    valid: Tensor | None = None
+    """[B, H, W] bool, only where images are padded"""
+
+    def to(self, device: torch.device | str) -> Batch:
+        return _move(self, device)
+
+
+@dataclass
+class Match:
+    """Pairs of a query and an object, for a whole batch: three aligned index vectors."""
+
+    image: Tensor
+    """[P] int64, index in the batch"""
+    query: Tensor
+    """[P] int64, index of the query"""
+    object: Tensor
+    """[P] int64, index of the object within its image"""
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def to(self, device: torch.device | str) -> Match:
+        return _move(self, device)
+
+
+@dataclass
+class QueryGroup:
+    """Questions put to the decoder from outside (denoising; later the probes of a distiller)."""
+
+    labels: Tensor
+    """[B, G] int64; the number of classes means padding"""
+    boxes: Tensor
+    """[B, G, 4] cxcywh"""
+    segment: Tensor
+    """[G] int64; queries see their own segment ..."""
+    sees_own: bool = True
+    """... and the model's own queries (denoising); False: nothing else (distillation probes)"""
+    keypoints: Tensor | None = None
+    """[B, G, K, 2]"""
+    content: Tensor | None = None
+    """[B, G, D]; None: from the label table"""
+    valid: Tensor | None = None
+    """[B, G] bool; padded queries are not attended to"""
+    answers: Match | None = None
+    """known pairs query <-> object, when there are any"""
+    repeats: int = 1
+    """how many times each object is asked for; the losses divide by objects x repeats"""
+
+
+@dataclass
+class LayerOutput:
+    """What one layer says."""
+
+    logits: Tensor
+    """[B, Q, C]"""
+    boxes: Tensor | None = None
+    """[B, Q, 4] cxcywh; pose answers with points only"""
+    edges: Tensor | None = None
+    """[B, Q, 4, bins] logits of the edge distributions (pose: [B, Q, K, 2, bins])"""
+    base: Tensor | None = None
+    """[B, Q, 4] the box that the edges refine, no gradient"""
+    masks: Tensor | None = None
+    """[B, Q, h, w] logits"""
+    keypoints: Tensor | None = None
+    """[B, Q, K, 2]"""
+
+
+@dataclass
+class Outputs:
+    """Everything that a forward pass says."""
+
+    layers: list[LayerOutput]
+    """one entry per decoder layer in training, only the last in evaluation; the last is the answer"""
+    first: LayerOutput | None = None
+    """the plain box head before any refinement"""
+    encoder: LayerOutput | None = None
+    """the chosen proposals"""
+    groups: list[Outputs] = field(default_factory=list)
+    """answers to each ``QueryGroup``, same type, same order"""
+    group: QueryGroup | None = None
+    """the group that these outputs answer"""
+    features: list[Tensor] = field(default_factory=list)
+    """L x [B, D, h, w], backbone pyramid"""
+    aifi: Tensor | None = None
+    """[B, D, h, w] the top level after attention, before fusion"""
+    memory: list[Tensor] = field(default_factory=list)
+    """L x [B, D, h, w], after the encoder: what the decoder reads"""
+
+
+@dataclass
+class Detections:
+    """What was found in one picture, best first, in pixels of the original picture."""
+
+    scores: Tensor
+    """[N] float in 0..1"""
+    labels: Tensor
+    """[N] int64, 0-based"""
+    boxes: Tensor
+    """[N, 4] xyxy pixels"""
+    size: tuple[int, int] = (0, 0)
+    """height, width of the picture"""
+    masks: Any = None
+    keypoints: Tensor | None = None
+    """[N, K, 3] x, y in pixels, score"""
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def take(self: T, index: Tensor) -> T:
+        """The chosen entries: ``index`` is a bool or int64 vector."""
+        chosen = {}
+        for name in ("scores", "labels", "boxes", "masks", "keypoints"):
+            value = getattr(self, name)
+            chosen[name] = None if value is None else value[index]
+        return replace(self, **chosen)  # type: ignore[type-var]
+
+    def above(self: T, threshold: float) -> T:
+        """Entries with a score of at least ``threshold``."""
+        return self.take(self.scores >= threshold)  # type: ignore[attr-defined,no-any-return]
+
+    def to(self: T, device: torch.device | str) -> T:
+        return _move(self, device)
+
+
+def _move(value: T, device: torch.device | str) -> T:
+    """A copy of a dataclass whose tensors, also inside lists and nested dataclasses, are on ``device``."""
+    changed = {}
+    for name, item in vars(value).items():
+        if isinstance(item, Tensor) or hasattr(item, "to"):
+            changed[name] = item.to(device, non_blocking=True) if isinstance(item, Tensor) else item.to(device)
+        elif isinstance(item, Sequence) and item and hasattr(item[0], "to"):
+            changed[name] = [entry.to(device) for entry in item]
+    return replace(value, **changed)  # type: ignore[type-var]
