@@ -151,8 +151,6 @@ class QueryGroup:
     """[B, G] bool; padded queries are not attended to"""
     answers: Match | None = None
     """known pairs query <-> object, when there are any"""
-    repeats: int = 1
-    """how many times each object is asked for; the losses divide by objects x repeats"""
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""Pure tensor functions on boxes, bins and numbers; imports torch only."""

@@ -1,0 +1,363 @@
+"""Models by name or file: create, load, save, download, and start a training from other weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgecrafter import registry
+from edgecrafter.models import official
+from edgecrafter.models.detector import Detector, detector
+from edgecrafter.models.sizes import SIZES, VITS, Size
+from edgecrafter.tasks import TASKS, Task
+from edgecrafter.types import InputSpec, Labels, Skeleton
+
+FORMAT = "edgecrafter-1"
+OWN_LICENCE = "trained by you with edgecrafter (Apache-2.0 code); the licence of your data applies"
+COCO = Labels(registry.COCO_NAMES, registry.COCO_IDS)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Everything about a model but its weights; saved inside the file."""
+
+    name: str
+    task: str
+    size: Size
+    labels: Labels
+    input: InputSpec = field(default_factory=InputSpec)
+    licence: str = OWN_LICENCE
+    source: str = "random weights"
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> ModelInfo:
+        row = json.loads(text)
+        labels = row["labels"]
+        skeleton = labels["skeleton"] and Skeleton(**{k: _tuples(v) for k, v in labels["skeleton"].items()})
+        spec = {key: _tuples(value) for key, value in row["input"].items()}
+        row["labels"] = Labels(tuple(labels["names"]), tuple(labels["ids"]), skeleton)
+        return ModelInfo(**{**row, "size": Size(**row["size"]), "input": InputSpec(**spec)})
+
+
+def parse(name: str) -> tuple[Task, str]:
+    """A model name such as ``ecdet-s`` -> task and size; an unknown name is an error that lists the known ones."""
+    prefix, _, size = name.lower().partition("-")
+    for task in TASKS.values():
+        if task.prefix == prefix and size in SIZES:
+            return task, size
+    raise ValueError(f"unknown model {name!r}; known: {', '.join(names())}. A file is given by its path.")
+
+
+def names() -> list[str]:
+    """All model names."""
+    return [f"{task.prefix}-{size}" for task in TASKS.values() for size in SIZES]
+
+
+def create(name: str, labels: Labels, input: InputSpec | None = None, **options: Any) -> tuple[Detector, ModelInfo]:
+    """A network with random weights. ``options`` replace fields of the size's row (``Size``)."""
+    task, size = parse(name)
+    info = ModelInfo(name.lower(), task.name, SIZES[size].changed(**options), labels, input or InputSpec())
+    return build(info), info
+
+
+def build(info: ModelInfo) -> Detector:
+    """The network that ``info`` describes, with random weights."""
+    return detector(info.size, TASKS[info.task].decoder(info.size, info.labels))
+
+
+def save(weights: nn.Module | Mapping[str, Tensor], info: ModelInfo, path: str | Path) -> Path:
+    """Writes a safetensors file with ``info`` inside, beside its place first and then renamed."""
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    save_file(tensors, str(beside), {"format": FORMAT, "edgecrafter": info.to_json(), "licence": info.licence})
+    os.replace(beside, path)
+    return path
+
+
+def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> tuple[Detector, ModelInfo]:
+    """A trained network in evaluation mode, from our file, a released file, or a name of the registry."""
+    state, info = read(locate(name_or_path))
+    network = build(info)
+    network.load_state_dict(state, strict=True)
+    return network.eval().to(device), info
+
+
+def locate(name_or_path: str | Path) -> Path:
+    """The file of a path, of a registry name (downloaded once) or of ``hf:owner/repository``."""
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    text = str(name_or_path)
+    if text.startswith("hf:"):
+        return _from_hub(text[3:])
+    row = registry.find(text.lower())
+    if row is not None:
+        return download(row)
+    if text.lower() in names():
+        raise ValueError(
+            f"{text} has no released weights (the size is ours): train it first, "
+            f"for example edgecrafter train --model {text} --data DATASET, and load the file that it writes"
+        )
+    raise FileNotFoundError(f"{text} is neither a file nor a known model; known: {', '.join(names())}")
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], ModelInfo]:
+    """Weights under our names, and what the file or its keys and shapes say of the model. Never unpickles code."""
+    state, info = _open(path)
+    if info is not None:
+        return state, info
+    return recognise(state, path)
+
+
+def recognise(state: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], ModelInfo]:
+    """A released state dict -> weights under our names and the model they belong to, from keys and shapes.
+
+    Raises ``ValueError`` that names the candidates when no model or more than one fits.
+    """
+    ours = official.to_ours(state)
+    shapes = {name: tuple(value.shape) for name, value in ours.items()}
+    fits, best = [], ("", 10**9, "")
+    for name in names():
+        info = _blank(name, _class_count(shapes))
+        with torch.device("meta"):
+            wanted = {key: tuple(value.shape) for key, value in build(info).state_dict().items()}
+        different = [key for key in {**wanted, **shapes} if wanted.get(key) != shapes.get(key)]
+        if not different:
+            fits.append(info)
+        elif len(different) < best[1]:
+            best = (name, len(different), different[0])
+    if len(fits) == 1:
+        return ours, replace(fits[0], source=path.name)
+    if fits:
+        raise ValueError(f"{path}: fits more than one model: {', '.join(info.name for info in fits)}")
+    raise ValueError(
+        f"{path}: fits no model of {', '.join(names())}; nearest is {best[0]} with {best[1]} different entries, "
+        f"for example {best[2]}"
+    )
+
+
+def write_released(weights: Mapping[str, Tensor], path: str | Path) -> Path:
+    """Writes a ``.pth`` in the released layout (``model`` and ``ema.module``, official keys)."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = official.to_official(weights)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    torch.save({"date": "", "last_epoch": 0, "model": state, "ema": {"module": state, "updates": 0}}, beside)
+    os.replace(beside, path)
+    return path
+
+
+def convert(source: str | Path, target: str | Path) -> ModelInfo:
+    """Released file -> ours (``.safetensors``), or ours -> released layout (``.pth``), by the target's ending."""
+    state, info = read(locate(source))
+    if Path(target).suffix == ".pth":
+        write_released(state, target)
+    elif Path(target).suffix == ".safetensors":
+        save(state, info, target)
+    else:
+        raise ValueError(f"{target}: the ending decides: .safetensors is our format, .pth the released layout")
+    return info
+
+
+# ---- training from other weights --------------------------------------------------------------------------------
+
+
+def start(
+    model: str | Path,
+    labels: Labels,
+    input: InputSpec,
+    weights: str | Path = "auto",
+    backbone: str | Path | None = None,
+    **options: Any,
+) -> tuple[Detector, ModelInfo, list[str]]:
+    """A network to train for ``labels``, and lines that say where its weights come from.
+
+    ``model`` is a name or a file. ``weights``: "auto" takes the file itself or the released weights of the name, if
+    there are any; "none" starts from random weights; anything else is a file to take weights from. Class rows are taken
+    by class name. ``backbone`` is a file with a ViT alone (released layout), as distilled ViTs come.
+    """
+    file = Path(model).expanduser()
+    given = read(file) if file.is_file() else None
+    name = given[1].name if given else str(model)
+    if given and not options:
+        info = replace(given[1], labels=labels, input=input, licence=OWN_LICENCE, source=file.name)
+        network = build(info)
+    else:
+        network, info = create(name, labels, input, **options)
+    lines = []
+    source = given if given and weights == "auto" else _source(name, weights, backbone)
+    if source is None:
+        lines.append(f"{name}: starts from random weights")
+    else:
+        lines += transfer(network, source[0], info.labels, source[1].labels)
+        info = replace(info, source=f"from {source[1].source}", licence=_inherited(source[1]))
+    if backbone is not None:
+        lines.append(load_vit(network, _backbone_file(backbone)))
+    return network, info, lines
+
+
+def transfer(network: nn.Module, state: Mapping[str, Tensor], labels: Labels, given: Labels) -> list[str]:
+    """Takes every entry of ``state`` that fits; class rows by class name. Says what was taken and what is new."""
+    own = network.state_dict()
+    rows = {name: i for i, name in enumerate(given.names)}
+    pairs = [(i, rows[name]) for i, name in enumerate(labels.names) if name in rows]
+    taken, by_class, new = 0, 0, []
+    for name, value in own.items():
+        other = state.get(name)
+        if other is not None and official.is_class_row(name) and other.shape[1:] == value.shape[1:]:
+            for i, j in pairs:
+                value[i] = other[j].to(value.dtype)
+            by_class += 1
+        elif other is not None and other.shape == value.shape:
+            value.copy_(other)
+            taken += 1
+        else:
+            new.append(name)
+    lines = [f"took {taken} of {len(own)} entries and the rows of {len(pairs)} of {len(labels)} classes by name"]
+    if new:
+        lines.append(f"new (random): {len(new)} entries, for example {', '.join(new[:3])}")
+    unused = [name for name in state if name not in own]
+    if unused:
+        lines.append(f"not used: {len(unused)} entries, for example {', '.join(unused[:3])}")
+    return lines
+
+
+def load_vit(network: Detector, path: Path) -> str:
+    """Loads a ViT alone, strictly; the file has released keys without their prefix."""
+    state, info = _open(path)
+    if info is not None:
+        ours = {k: v for k, v in state.items() if k.startswith(official.VIT)}
+    else:
+        ours = official.to_ours({official.OFFICIAL_VIT + name: value for name, value in state.items()})
+    vit = {name.removeprefix(official.VIT): value for name, value in ours.items()}
+    try:
+        network.backbone.vit.load_state_dict(vit, strict=True)  # type: ignore[union-attr]
+    except RuntimeError as error:
+        sizes = ", ".join(f"ecvit-{vit} for size {size}" for vit, size in VITS.items())
+        raise ValueError(f"{path} does not fit this model's ViT ({sizes}): {error}") from None
+    return f"ViT from {path.name}: {len(vit)} entries"
+
+
+def _source(name: str, weights: str | Path, backbone: str | Path | None) -> tuple[dict[str, Tensor], ModelInfo] | None:
+    if str(weights) == "none" or (str(weights) == "auto" and backbone is not None):
+        return None
+    if str(weights) != "auto":
+        return read(locate(weights))
+    row = registry.find(name.lower())
+    return None if row is None else read(download(row))
+
+
+def _backbone_file(backbone: str | Path) -> Path:
+    row = registry.find(str(backbone).lower())
+    path = Path(backbone).expanduser()
+    if row is not None and not path.is_file():
+        return download(row)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"backbone {backbone}: no such file, and not one of {', '.join('ecvit-' + v for v in VITS)}"
+        )
+    return path
+
+
+def _inherited(info: ModelInfo) -> str:
+    return info.licence if info.licence == OWN_LICENCE else f"{OWN_LICENCE}; started from weights under: {info.licence}"
+
+
+# ---- files ------------------------------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: ``$EDGECRAFTER_CACHE``, else ``~/.cache/edgecrafter``."""
+    return Path(os.environ.get("EDGECRAFTER_CACHE", "~/.cache/edgecrafter")).expanduser()
+
+
+def download(row: registry.Weight) -> Path:
+    """The file of a registry row, fetched once with a progress bar and verified; prints the licence once.
+
+    Raises ``FileNotFoundError`` with one line that says what to download and where to put it when there is no network.
+    """
+    path = cache_folder() / row.file
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(row.url, str(path), hash_prefix=row.sha256 or None)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{row.name}: could not download ({error}). Download {row.url} elsewhere and put it at {path}, "
+            "or give the path of a file; to train from random weights use --weights none"
+        ) from None
+    print(f"{row.name}: {row.licence}")
+    return path
+
+
+def sha256(path: str | Path) -> str:
+    """Hex digest of a file, to fill the registry with."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _from_hub(repository: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, "model.safetensors"))
+    except Exception as error:
+        raise FileNotFoundError(
+            f"hf:{repository}: could not fetch model.safetensors ({type(error).__name__}: {error}). "
+            "Download it elsewhere and give its path"
+        ) from None
+
+
+def _open(path: Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
+    if path.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        try:
+            with safe_open(str(path), "pt") as file:
+                text = (file.metadata() or {}).get("edgecrafter")
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except Exception as error:
+            raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
+        return state, ModelInfo.from_json(text) if text else None
+    try:
+        return official.unwrap(torch.load(path, map_location="cpu", weights_only=True)), None
+    except Exception as error:
+        raise ValueError(
+            f"{path}: not a readable checkpoint ({str(error).splitlines()[0]}). Files with anything but tensors and "
+            "plain values are refused because loading them could run code"
+        ) from None
+
+
+def _blank(name: str, classes: int) -> ModelInfo:
+    task, size = parse(name)
+    labels = COCO if classes == len(COCO) else Labels(tuple(f"class {i}" for i in range(classes)))
+    return ModelInfo(name, task.name, SIZES[size], labels, licence=registry.EDGECRAFTER_LICENCE)
+
+
+def _class_count(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    return shapes.get("decoder.enc_score.bias", (len(COCO),))[0]
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

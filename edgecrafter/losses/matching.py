@@ -1,0 +1,94 @@
+"""Which query answers for which object: one optimal assignment per view, and the union of all views.
+
+V views (layers and heads), B images, Q queries, C classes, M objects of the fullest image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgecrafter.geometry import boxes as geometry
+from edgecrafter.types import LayerOutput, Match, Target
+
+ALPHA = 0.25
+EPS = 1e-8
+
+
+def class_cost(logits: Tensor) -> Tensor:
+    """Focal cost of giving a class with these logits (gamma 2, alpha 0.25), any shape -> the same."""
+    p = logits.sigmoid()
+    found = ALPHA * (1 - p).square() * -(p + EPS).log()
+    return found - (1 - ALPHA) * p.square() * -(1 - p + EPS).log()
+
+
+def cost(layers: Sequence[LayerOutput], targets: Sequence[Target], weights: tuple[float, float, float]) -> Tensor:
+    """Cost of every pair for every view, [V, B, Q, M]; objects beyond an image's own count are meaningless.
+
+    ``weights`` are those of class, L1 and GIoU. What is not a number becomes 1, as in the released matcher.
+    """
+    labels, boxes = _padded(targets)
+    V, M = len(layers), labels.shape[1]
+    logits = torch.stack([layer.logits.detach().float() for layer in layers])
+    found = torch.stack([_boxes(layer).detach().float() for layer in layers])
+    index = labels[None, :, None].expand(V, -1, logits.shape[2], M)
+    total = weights[0] * class_cost(logits.gather(-1, index))
+    total += weights[1] * torch.cdist(found, boxes[None].expand(V, -1, -1, -1), p=1)
+    total -= weights[2] * geometry.giou(geometry.cxcywh_to_xyxy(found), geometry.cxcywh_to_xyxy(boxes)[None])
+    return total.nan_to_num(nan=1.0)
+
+
+def hungarian(
+    layers: Sequence[LayerOutput], targets: Sequence[Target], weights: tuple[float, float, float]
+) -> list[Match]:
+    """The cheapest one-to-one assignment of each view, on the CPU; one transfer for all views together."""
+    from scipy.optimize import linear_sum_assignment
+
+    counts = [len(target.labels) for target in targets]
+    if not sum(counts):
+        return [_match([], [], [])] * len(layers)
+    costs = cost(layers, targets, weights).cpu().numpy()
+    matches = []
+    for view in costs:
+        pairs = [linear_sum_assignment(view[b, :, :count]) for b, count in enumerate(counts)]
+        images = [np.full(len(query), b) for b, (query, _) in enumerate(pairs)]
+        matches.append(_match(images, [query for query, _ in pairs], [object_ for _, object_ in pairs]))
+    return matches
+
+
+def union(matches: Sequence[Match]) -> Match:
+    """All pairs of all views, each query once: it keeps its most frequent object, the smaller index among equals.
+
+    An object may own several queries (DEIM / D-FINE's union set; released behaviour 10.1 with a stable sort).
+    """
+    image = torch.cat([m.image for m in matches]).numpy()
+    query = torch.cat([m.query for m in matches]).numpy()
+    object_ = torch.cat([m.object for m in matches]).numpy()
+    pairs, counts = np.unique(np.stack([image, query, object_]), axis=1, return_counts=True)
+    order = np.lexsort((pairs[2], pairs[1], -counts, pairs[0]))
+    walk = pairs[:, order]
+    _, first = np.unique(walk[:2], axis=1, return_index=True)
+    return Match(*(torch.from_numpy(np.ascontiguousarray(row)) for row in walk[:, np.sort(first)]))
+
+
+def _padded(targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
+    pad = torch.nn.utils.rnn.pad_sequence
+    return (
+        pad([t.labels for t in targets], batch_first=True),
+        pad([t.boxes.float() for t in targets], batch_first=True),
+    )
+
+
+def _match(
+    image: Sequence[np.ndarray], query: Sequence[np.ndarray], object_: Sequence[np.ndarray]
+) -> Match:  # numpy parts, one per image
+    parts = (np.concatenate(p) if len(p) else np.zeros(0) for p in (image, query, object_))
+    return Match(*(torch.from_numpy(part.astype(np.int64)) for part in parts))
+
+
+def _boxes(layer: LayerOutput) -> Tensor:
+    assert layer.boxes is not None, "box matching needs boxes"
+    return layer.boxes

@@ -1,0 +1,136 @@
+"""Loss terms of detection: pure functions of one view.
+
+P pairs of a query and an object, B images, Q queries, C classes. Every term is summed and divided by a count, in
+float32. ``View`` holds what a layer said, ``Truth`` the objects of the batch in one piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from edgecrafter.geometry import bins
+from edgecrafter.geometry import boxes as geometry
+from edgecrafter.types import LayerOutput, Match, Target
+
+GAMMA = 1.5
+TEMPERATURE = 5.0
+PER_IMAGE = 8.0
+"""DDF weighs matched and other edges by the square root of their count for this many images."""
+
+
+class Truth:
+    """Labels and boxes of all images behind one another."""
+
+    def __init__(self, targets: Sequence[Target]) -> None:
+        counts = torch.tensor([0, *(len(t.labels) for t in targets)], device=targets[0].labels.device)
+        self.first = counts.cumsum(0)
+        self.labels = torch.cat([t.labels for t in targets])
+        self.boxes = torch.cat([t.boxes.float() for t in targets])
+        self.boxes_xyxy = geometry.cxcywh_to_xyxy(self.boxes)
+
+    def index(self, pairs: Match) -> Tensor:
+        """Row of each pair's object, [P]."""
+        return self.first[pairs.image] + pairs.object
+
+
+@dataclass
+class View:
+    """One answer that is to be supervised, with the pairs and counts that belong to it."""
+
+    suffix: str
+    """appended to the names of the terms"""
+    kind: str
+    """final, layer, first, encoder; group, group_final, group_first"""
+    layer: LayerOutput
+    own: Match
+    """pairs of this view's own assignment"""
+    union: Match
+    """pairs of the union over all views (for groups: the known pairs)"""
+    own_count: Tensor
+    union_count: Tensor
+    base: Tensor | None = None
+    """[B, Q, 4] boxes that the edges refine; one for all layers"""
+    teacher: LayerOutput | None = None
+    """the last layer, for the distribution term"""
+    balance: tuple[Tensor, Tensor] | None = None
+    """weights of matched and other edges in the distribution term"""
+
+
+def mal(view: View, truth: Truth, pairs: Match, count: Tensor) -> Tensor:
+    """Matchability-aware classification (DEIM, Huang et al. 2025): the target of a match is its IoU to the power 1.5."""
+    logits = view.layer.logits.float()
+    row = truth.index(pairs)
+    quality = paired_iou(view.layer, truth, pairs)
+    place = (pairs.image, pairs.query, truth.labels[row])
+    target = torch.zeros_like(logits).index_put_(place, quality.pow(GAMMA))
+    weight = logits.detach().sigmoid().pow(GAMMA).index_put_(place, torch.ones_like(quality))
+    return F.binary_cross_entropy_with_logits(logits, target, weight, reduction="sum") / count
+
+
+def l1(view: View, truth: Truth, pairs: Match, count: Tensor) -> Tensor:
+    """Sum of the absolute differences of cx, cy, w, h."""
+    return (_boxes(view.layer, pairs) - truth.boxes[truth.index(pairs)]).abs().sum() / count
+
+
+def giou(view: View, truth: Truth, pairs: Match, count: Tensor) -> Tensor:
+    """1 - GIoU of matched boxes."""
+    found = geometry.cxcywh_to_xyxy(_boxes(view.layer, pairs))
+    return (1 - geometry.giou_paired(found, truth.boxes_xyxy[truth.index(pairs)])).sum() / count
+
+
+def fgl(view: View, truth: Truth, pairs: Match, count: Tensor) -> Tensor:
+    """Fine-grained localisation (D-FINE): cross-entropy with the two bins around each true edge, times the IoU."""
+    edges, base = view.layer.edges, view.base
+    assert edges is not None and base is not None
+    place = (pairs.image, pairs.query)
+    values = torch.tensor(bins.weighting(), device=edges.device)
+    index, upper = bins.encode(base[place], truth.boxes_xyxy[truth.index(pairs)], values)
+    logs = edges[place].float().log_softmax(-1)
+    low = logs.gather(-1, index[..., None])[..., 0]
+    high = logs.gather(-1, index[..., None] + 1)[..., 0]
+    entropy = -(low * (1 - upper) + high * upper).sum(-1)
+    return (entropy * paired_iou(view.layer, truth, pairs)).sum() / count
+
+
+def ddf(view: View, truth: Truth, pairs: Match, count: Tensor) -> Tensor:
+    """Decoupled distillation focal (D-FINE): edge distributions follow those of the last layer.
+
+    A matched query counts by its IoU, any other by the last layer's best class score; ``count`` is not used.
+    """
+    edges, teacher = view.layer.edges, view.teacher
+    assert edges is not None and teacher is not None and teacher.edges is not None and view.balance is not None
+    wanted = (teacher.edges.detach().float() / TEMPERATURE).log_softmax(-1)
+    found = (edges.float() / TEMPERATURE).log_softmax(-1)
+    divergence = (wanted.exp() * (wanted - found)).sum(-1).mean(-1) * TEMPERATURE**2
+    weight = teacher.logits.detach().float().amax(-1).sigmoid()
+    place = (pairs.image, pairs.query)
+    weight = weight.index_put(place, paired_iou(view.layer, truth, pairs))
+    matched = torch.zeros_like(weight).index_put_(place, torch.ones_like(weight[place]))
+    terms = weight * divergence
+    positive = (terms * matched).sum() / matched.sum().clamp(min=1)
+    negative = (terms * (1 - matched)).sum() / (1 - matched).sum().clamp(min=1)
+    share_positive, share_negative = view.balance
+    return (positive * share_positive + negative * share_negative) / (share_positive + share_negative)
+
+
+def balance(matched: int, queries: int, images: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights of matched and other edges for ``ddf``: square roots of their counts in eight images' worth."""
+    scale = 4 * PER_IMAGE / images
+    both = like.new_tensor([matched * scale, (queries * images - matched) * scale], dtype=torch.float32).sqrt()
+    return both[0], both[1]
+
+
+def paired_iou(layer: LayerOutput, truth: Truth, pairs: Match) -> Tensor:
+    """IoU of each pair, no gradient, [P]."""
+    found = geometry.cxcywh_to_xyxy(_boxes(layer, pairs).detach())
+    return geometry.iou_paired(found, truth.boxes_xyxy[truth.index(pairs)])
+
+
+def _boxes(layer: LayerOutput, pairs: Match) -> Tensor:
+    assert layer.boxes is not None
+    return layer.boxes[pairs.image, pairs.query].float()

@@ -1,0 +1,1 @@
+"""Networks. Nothing here knows a target, a loss or a data set."""

@@ -1,0 +1,165 @@
+"""Refinement decoder for boxes (EdgeCrafter, section 3.2; D-FINE, Peng et al. 2025).
+
+B images, T queries of all groups and the network's own, C classes, D width, P memory tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from edgecrafter.geometry import bins
+from edgecrafter.geometry.numbers import EPS_BOX, inverse_sigmoid
+from edgecrafter.models.queries import GroupEmbedding, Queries, allowed_pairs, anchors
+from edgecrafter.nn.attention import PositionedAttention
+from edgecrafter.nn.deformable import DeformableAttention, split_heads
+from edgecrafter.nn.mlp import MLP, FeedForward, Gate
+from edgecrafter.types import LayerOutput, Outputs, QueryGroup
+
+HEADS = 8
+POINTS = (3, 6, 3)
+PRIOR = -math.log(99)  # class bias that starts every score at 0.01
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, deformable cross-attention mixed in by a gate, feed-forward."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.self_attn = PositionedAttention(width, HEADS)
+        self.norm1 = nn.LayerNorm(width)
+        self.cross_attn = DeformableAttention(width, HEADS, POINTS)
+        self.gate = Gate(width)
+        self.ffn = FeedForward(width, hidden)
+
+    def forward(
+        self, x: Tensor, position: Tensor, boxes: Tensor, values: Sequence[Tensor], allowed: Tensor | None
+    ) -> Tensor:
+        x = self.norm1(x + self.self_attn(x, position, allowed))
+        return self.ffn(self.gate(x, self.cross_attn(x + position, boxes, values)))  # type: ignore[no-any-return]
+
+
+class LocationQuality(nn.Module):
+    """Confidence from the shape of the edge distributions, added to all class logits of a query."""
+
+    def __init__(self, hidden: int = 64, top: int = 4) -> None:
+        super().__init__()
+        self.top = top
+        self.mlp = MLP(4 * (top + 1), hidden, 1, 2)
+        _zero(self.mlp.layers[-1])
+
+    def forward(self, edges: Tensor) -> Tensor:
+        """edges [B, T, 4, bins] logits -> [B, T, 1]."""
+        best = edges.softmax(-1).topk(self.top, dim=-1).values
+        return self.mlp(torch.cat([best, best.mean(-1, keepdim=True)], dim=-1).flatten(2))  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    """Memory levels and optional query groups -> ``Outputs``: all layers in training, the last one otherwise."""
+
+    last_only = ("scores", "quality")
+    """heads of which inference reads the last layer's only; ``fuse`` drops the others"""
+
+    def __init__(self, classes: int, width: int, hidden: int, layers: int, queries: int) -> None:
+        super().__init__()
+        self.queries = queries
+        self.groups = GroupEmbedding(classes, width)
+        self.enc_score = nn.Linear(width, classes)
+        self.enc_box = MLP(width, width, 4, 3)
+        self.position = MLP(4, width, width, 3)
+        self.first_box = MLP(width, width, 4, 3)
+        self.layers = nn.ModuleList(DecoderLayer(width, hidden) for _ in range(layers))
+        self.scores = nn.ModuleList(nn.Linear(width, classes) for _ in range(layers))
+        self.boxes = nn.ModuleList(MLP(width, width, 4 * bins.BINS, 3) for _ in range(layers))
+        self.quality = nn.ModuleList(LocationQuality() for _ in range(layers))
+        self.spread = nn.Parameter(torch.tensor([bins.SPREAD]), requires_grad=False)
+        self.curvature = nn.Parameter(torch.tensor([int(bins.CURVATURE)]), requires_grad=False)
+        self.register_buffer("bin_values", torch.tensor(bins.weighting()), persistent=False)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for score in (self.enc_score, *self.scores):
+            nn.init.constant_(score.bias, PRIOR)  # type: ignore[arg-type]
+        for box in (self.enc_box, self.first_box, *self.boxes):
+            _zero(box.layers[-1])  # type: ignore[union-attr,index,arg-type]
+        for layer in self.position.layers:
+            nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]
+
+    def forward(self, memory: Sequence[Tensor], groups: Sequence[QueryGroup] = ()) -> Outputs:
+        queries, proposals = self.start(memory, groups)
+        outputs = self.refine(queries, split_heads(memory, HEADS))
+        parts = [_part(outputs, start, count) for start, count in _spans(queries.counts)]
+        for part, group in zip(parts, groups, strict=False):
+            part.group = group
+        own = parts[-1]
+        own.encoder, own.groups, own.memory = proposals, parts[:-1], list(memory)
+        return own
+
+    def start(self, memory: Sequence[Tensor], groups: Sequence[QueryGroup]) -> tuple[Queries, LayerOutput]:
+        """The best-scored memory tokens become the network's own queries, behind those of the groups."""
+        tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in memory], dim=1)
+        shapes = [(level.shape[2], level.shape[3]) for level in memory]
+        anchor, valid = anchors(shapes, tokens.device)
+        tokens = tokens * valid[:, None].to(tokens.dtype)  # only here: cross-attention reads the unmasked memory
+        logits = self.enc_score(tokens)
+        count = min(self.queries, tokens.shape[1])
+        chosen = logits.amax(-1).topk(count, dim=1).indices
+        content = _pick(tokens, chosen)
+        boxes = (self.enc_box(content) + anchor[chosen]).float().sigmoid()
+        proposals = LayerOutput(_pick(logits, chosen), boxes)
+        contents, group_boxes = self.groups(groups)
+        queries = Queries(
+            content=torch.cat([*contents, content.detach()], dim=1),
+            boxes=torch.cat([*group_boxes, boxes.detach()], dim=1),
+            allowed=allowed_pairs(groups, count, tokens.device),
+            counts=[*(g.labels.shape[1] for g in groups), count],
+        )
+        return queries, proposals
+
+    def refine(self, queries: Queries, values: Sequence[Tensor]) -> Outputs:
+        """All queries through all layers; the edge logits of the layers add up."""
+        x, boxes = queries.content, queries.boxes
+        position = self.position(boxes).clamp(-10, 10)  # once, from the first boxes, as in the released model
+        previous: Tensor | float = 0.0
+        edges: Tensor | float = 0.0
+        layers: list[LayerOutput] = []
+        for i, layer in enumerate(self.layers):
+            x = layer(x, position, boxes, values, queries.allowed)
+            if i == 0:
+                base = (self.first_box(x).float() + inverse_sigmoid(boxes, EPS_BOX)).sigmoid()
+                first = LayerOutput(self.scores[0](x), base) if self.training else None
+            edges = self.boxes[i](x + previous).unflatten(-1, (4, bins.BINS)) + edges
+            moves = bins.distances(edges.float(), self.bin_values)  # type: ignore[arg-type]
+            refined = bins.decode(base.detach(), moves)
+            if self.training or i == len(self.layers) - 1:
+                logits = self.scores[i](x) + self.quality[i](edges)
+                layers.append(LayerOutput(logits, refined, edges, base.detach()))
+            boxes, previous = refined.detach(), x.detach()
+        return Outputs(layers, first)
+
+
+def _pick(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of x [B, P, D] at index [B, Q] -> [B, Q, D]."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def _spans(counts: Sequence[int]) -> list[tuple[int, int]]:
+    return [(sum(counts[:i]), count) for i, count in enumerate(counts)]
+
+
+def _part(outputs: Outputs, start: int, count: int) -> Outputs:
+    """The same outputs for some of the queries."""
+
+    def cut(layer: LayerOutput) -> LayerOutput:
+        return LayerOutput(**{k: None if v is None else v[:, start : start + count] for k, v in vars(layer).items()})
+
+    first = None if outputs.first is None else cut(outputs.first)
+    return Outputs([cut(layer) for layer in outputs.layers], first)
+
+
+def _zero(layer: nn.Module) -> None:
+    nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]

@@ -1,0 +1,55 @@
+"""The whole network: backbone, hybrid encoder, decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from edgecrafter.models.decoder import Decoder
+from edgecrafter.models.encoder import HybridEncoder
+from edgecrafter.models.pyramid import Backbone, Pyramid
+from edgecrafter.models.sizes import Size
+from edgecrafter.models.vit import ECViT
+from edgecrafter.types import Outputs, QueryGroup
+
+STRIDE = 32
+"""Input sides must be multiples of this."""
+
+
+class Detector(nn.Module):
+    """Normalised images [B, 3, H, W] -> ``Outputs``. H and W may be any multiple of 32, in training and evaluation."""
+
+    def __init__(self, backbone: nn.Module, encoder: nn.Module, decoder: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.encoder = encoder
+        self.decoder = decoder
+
+    def forward(self, images: Tensor, groups: Sequence[QueryGroup] = ()) -> Outputs:
+        if images.shape[2] % STRIDE or images.shape[3] % STRIDE:
+            raise ValueError(
+                f"input of {images.shape[2]} x {images.shape[3]} pixels: both must be multiples of {STRIDE}"
+            )
+        features = self.backbone(images)
+        memory, attended = self.encoder(features)
+        outputs: Outputs = self.decoder(memory, groups)
+        outputs.features, outputs.aifi = features, attended
+        return outputs
+
+
+def detector(size: Size, decoder: nn.Module) -> Detector:
+    """The network of one size around a decoder."""
+    vit = ECViT(
+        size.vit, size.heads, size.ratio, size.depth, size.fused, size.registers, stem=size.stem, dilation=size.dilation
+    )
+    return Detector(
+        backbone=Backbone(vit, Pyramid(size.vit, size.width, size.fusion, size.fused, size.project)),
+        encoder=HybridEncoder(size.width, size.csp_width, size.csp_depth, size.enc_ffn),
+        decoder=decoder,
+    )
+
+
+def box_decoder(size: Size, classes: int) -> Decoder:
+    """The decoder of the detection task."""
+    return Decoder(classes, size.width, size.det_ffn, size.det_layers, size.queries)

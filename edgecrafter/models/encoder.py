@@ -1,0 +1,70 @@
+"""Hybrid encoder (RT-DETR, Zhao et al. 2024): attention on the coarsest level, convolutional fusion of all levels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edgecrafter.nn.attention import PositionedAttention
+from edgecrafter.nn.conv import ELAN, ConvNorm
+from edgecrafter.nn.positions import sine_cosine
+
+
+class AIFI(nn.Module):
+    """Attention within the coarsest level: one post-norm transformer layer, [B, D, h, w] -> the same."""
+
+    def __init__(self, width: int, hidden: int, heads: int = 8) -> None:
+        super().__init__()
+        self.attention = PositionedAttention(width, heads)
+        self.linear1 = nn.Linear(width, hidden)
+        self.linear2 = nn.Linear(hidden, width)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+
+    def forward(self, level: Tensor) -> Tensor:
+        B, D, h, w = level.shape
+        x = level.flatten(2).transpose(1, 2)
+        position = sine_cosine(h, w, D, x.device).to(x.dtype)
+        x = self.norm1(x + self.attention(x, position))
+        x = self.norm2(x + self.linear2(F.silu(self.linear1(x))))
+        return x.transpose(1, 2).reshape(B, D, h, w)
+
+
+class Down(nn.Module):
+    """Halves a map: 1x1, then depthwise 3x3 of stride 2, neither with an activation."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.point = ConvNorm(width, width)
+        self.depth = ConvNorm(width, width, 3, stride=2, groups=width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.depth(self.point(x))  # type: ignore[no-any-return]
+
+
+class HybridEncoder(nn.Module):
+    """Levels of stride 8, 16, 32, each [B, D, h, w] -> the same shapes, each aware of the others.
+
+    ``forward`` also returns the coarsest level after attention, before fusion (F5).
+    """
+
+    def __init__(self, width: int, csp_width: int, csp_depth: int, hidden: int) -> None:
+        super().__init__()
+        self.aifi = AIFI(width, hidden)
+        self.laterals = nn.ModuleList(ConvNorm(width, width) for _ in range(2))
+        self.top_down = nn.ModuleList(ELAN(width, csp_width, csp_depth) for _ in range(2))
+        self.downs = nn.ModuleList(Down(width) for _ in range(2))
+        self.bottom_up = nn.ModuleList(ELAN(width, csp_width, csp_depth) for _ in range(2))
+
+    def forward(self, levels: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        fine, middle, coarse = levels
+        attended = self.aifi(coarse)
+        top5 = self.laterals[0](attended)
+        top4 = self.laterals[1](self.top_down[0](F.interpolate(top5, scale_factor=2.0) + middle))
+        out3 = self.top_down[1](F.interpolate(top4, scale_factor=2.0) + fine)
+        # the way up meets the lateral outputs top4 and top5, as in the released model
+        out4 = self.bottom_up[0](self.downs[0](out3) + top4)
+        out5 = self.bottom_up[1](self.downs[1](out4) + top5)
+        return [out3, out4, out5], attended

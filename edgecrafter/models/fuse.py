@@ -1,0 +1,31 @@
+"""The deploy form: a new network with convolutions and norms merged and unused heads dropped."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+
+from edgecrafter.models.detector import Detector
+
+
+def fuse(network: Detector) -> Detector:
+    """A fused copy in evaluation mode; ``network`` is left as it is.
+
+    Every block with a cheaper form is replaced by it. The score and quality heads that only training reads are dropped,
+    as in the released deploy form; the label table of the groups stays, so that the parameter counts are the published.
+    """
+    copied = copy.deepcopy(network).eval()
+    _replace(copied)
+    for name in copied.decoder.last_only:
+        heads = getattr(copied.decoder, name)
+        setattr(copied.decoder, name, nn.ModuleList([*(nn.Identity() for _ in heads[:-1]), heads[-1]]))
+    return copied
+
+
+def _replace(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if hasattr(child, "fused"):
+            setattr(module, name, child.fused())
+        else:
+            _replace(child)

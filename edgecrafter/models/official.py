@@ -1,0 +1,160 @@
+"""Names of the authors' released checkpoints, both ways, as data.
+
+``RENAMES`` lists (ours, theirs) with ``#`` for a number and ``*`` for the rest of a name; the first row that fits wins.
+Loading is strict: every key must be known, every tensor must have its shape, constants must have their value.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgecrafter.models.queries import anchors
+
+RENAMES = (
+    ("backbone.vit.periods", "backbone.backbone.rope_embed.periods"),
+    ("backbone.vit.registers", "backbone.backbone.register_token"),
+    ("backbone.vit.stem.*", "backbone.backbone.patch_embed.*"),
+    ("backbone.vit.blocks.#.fc1.*", "backbone.backbone.blocks.#.mlp.fc1.*"),
+    ("backbone.vit.blocks.#.fc2.*", "backbone.backbone.blocks.#.mlp.fc2.*"),
+    ("backbone.vit.blocks.*", "backbone.backbone.blocks.*"),
+    ("backbone.pyramid.projections.*", "backbone.projector.*"),
+    ("encoder.aifi.attention.*", "encoder.encoder.0.layers.0.self_attn.*"),
+    ("encoder.aifi.*", "encoder.encoder.0.layers.0.*"),
+    ("encoder.laterals.*", "encoder.lateral_convs.*"),
+    ("encoder.downs.#.point.*", "encoder.downsample_convs.#.0.cv1.*"),
+    ("encoder.downs.#.depth.*", "encoder.downsample_convs.#.0.cv2.*"),
+    *(
+        row
+        for ours, theirs in (("top_down", "fpn_blocks"), ("bottom_up", "pan_blocks"))
+        for row in (
+            (f"encoder.{ours}.#.split.*", f"encoder.{theirs}.#.cv1.*"),
+            *(
+                row
+                for stage, cv in (("stage1", "cv2"), ("stage2", "cv3"))
+                for row in (
+                    (f"encoder.{ours}.#.{stage}.enter.*", f"encoder.{theirs}.#.{cv}.0.conv1.*"),
+                    (f"encoder.{ours}.#.{stage}.blocks.#.three.*", f"encoder.{theirs}.#.{cv}.0.bottlenecks.#.conv1.*"),
+                    (f"encoder.{ours}.#.{stage}.blocks.#.one.*", f"encoder.{theirs}.#.{cv}.0.bottlenecks.#.conv2.*"),
+                )
+            ),
+            (f"encoder.{ours}.#.merge.*", f"encoder.{theirs}.#.cv4.*"),
+        )
+    ),
+    ("decoder.spread", "decoder.up"),
+    ("decoder.curvature", "decoder.reg_scale"),
+    ("decoder.groups.table.*", "decoder.denoising_class_embed.*"),
+    ("decoder.enc_score.*", "decoder.enc_score_head.*"),
+    ("decoder.enc_box.*", "decoder.enc_bbox_head.*"),
+    ("decoder.position.*", "decoder.query_pos_head.*"),
+    ("decoder.first_box.*", "decoder.pre_bbox_head.*"),
+    ("decoder.scores.*", "decoder.dec_score_head.*"),
+    ("decoder.boxes.*", "decoder.dec_bbox_head.*"),
+    ("decoder.quality.#.mlp.*", "decoder.decoder.lqe_layers.#.reg_conf.*"),
+    ("decoder.layers.#.self_attn.*", "decoder.decoder.layers.#.self_attn.*"),
+    ("decoder.layers.#.norm1.*", "decoder.decoder.layers.#.norm1.*"),
+    ("decoder.layers.#.cross_attn.scale", "decoder.decoder.layers.#.cross_attn.num_points_scale"),
+    ("decoder.layers.#.cross_attn.offsets.*", "decoder.decoder.layers.#.cross_attn.sampling_offsets.*"),
+    ("decoder.layers.#.cross_attn.weights.*", "decoder.decoder.layers.#.cross_attn.attention_weights.*"),
+    ("decoder.layers.#.gate.linear.*", "decoder.decoder.layers.#.gateway.gate.*"),
+    ("decoder.layers.#.gate.norm.*", "decoder.decoder.layers.#.gateway.norm.*"),
+    ("decoder.layers.#.ffn.norm.*", "decoder.decoder.layers.#.norm2.*"),
+    ("decoder.layers.#.ffn.*", "decoder.decoder.layers.#.*"),
+)
+
+VIT = "backbone.vit."
+OFFICIAL_VIT = "backbone.backbone."
+SIDE = 640
+"""Released files hold anchors for this input size."""
+
+
+def official_name(ours: str) -> str:
+    """The released key of one of our entries; ``KeyError`` when there is none."""
+    return _renamed(ours, _TO_OFFICIAL)
+
+
+def our_name(official: str) -> str:
+    """Our key of a released entry; ``KeyError`` when there is none (constants have none)."""
+    return _renamed(official, _TO_OURS)
+
+
+def unwrap(file: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The state dict of a released file: ``ema.module`` when present, else ``model``, else the mapping itself."""
+    ema = file.get("ema")
+    if isinstance(ema, Mapping) and isinstance(ema.get("module"), Mapping):
+        return dict(ema["module"])
+    model = file.get("model")
+    return dict(model) if isinstance(model, Mapping) else dict(file)
+
+
+def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A released state dict under our names; constants that follow from the architecture are compared and left out.
+
+    Raises ``ValueError`` for keys that no row knows and for constants of another architecture.
+    """
+    fixed = constants(state)
+    found, unknown = {}, []
+    for name, value in state.items():
+        if name in fixed:
+            _compare(name, value, fixed[name])
+            continue
+        try:
+            found[our_name(name)] = value
+        except KeyError:
+            unknown.append(name)
+    if unknown:
+        raise ValueError(f"{len(unknown)} unknown entries in the checkpoint, for example {', '.join(unknown[:5])}")
+    return found
+
+
+def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our state dict under the released names, with the constants that a released file holds besides."""
+    renamed = {official_name(name): value for name, value in state.items()}
+    return {**renamed, **constants(renamed)}
+
+
+def constants(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of a released file that our modules compute for themselves (``state`` has released names)."""
+    anchor, valid = anchors([(SIDE // stride, SIDE // stride) for stride in (8, 16, 32)], torch.device("cpu"))
+    found = {"decoder.anchors": anchor[None], "decoder.valid_mask": valid[None, :, None]}
+    for twin in ("up", "reg_scale"):  # the released file lists these tensors twice
+        if f"decoder.{twin}" in state:
+            found[f"decoder.decoder.{twin}"] = state[f"decoder.{twin}"]
+    return found
+
+
+def _compare(name: str, value: Tensor, wanted: Tensor) -> None:
+    if value.shape != wanted.shape or not torch.allclose(value.float(), wanted.float(), rtol=1e-5, atol=1e-6):
+        raise ValueError(f"{name} is not the constant of this architecture: the file belongs to another kind of model")
+
+
+def _compile(rows: list[tuple[str, str]]) -> list[tuple[re.Pattern[str], str]]:
+    compiled = []
+    for source, target in rows:
+        pattern = re.escape(source).replace(r"\#", "#").replace("#", r"(\d+)").replace(r"\*", "(.+)")
+        parts = iter(range(1, 10))
+        compiled.append((re.compile(pattern), re.sub(r"[#*]", lambda _, p=parts: f"\\{next(p)}", target)))  # type: ignore[misc]
+    return compiled
+
+
+def _renamed(name: str, rows: list[tuple[re.Pattern[str], str]]) -> str:
+    for pattern, target in rows:
+        match = pattern.fullmatch(name)
+        if match:
+            return match.expand(target)
+    raise KeyError(name)
+
+
+_TO_OFFICIAL = _compile(list(RENAMES))
+_TO_OURS = _compile([(theirs, ours) for ours, theirs in RENAMES])
+
+CLASS_ROWS = ("decoder.enc_score.", "decoder.scores.", "decoder.groups.table.")
+
+
+def is_class_row(name: str) -> bool:
+    """Whether the first axis of an entry (our name) counts classes."""
+    return name.startswith(CLASS_ROWS)

@@ -1,0 +1,79 @@
+"""Sizes of the detectors: one row each, no subclass and no inheritance between them.
+
+Rows s, m, l, x: EdgeCrafter, Table 1; the encoder's depth and expansion are those of the released models.
+Rows n and p are ours, for small devices and quick work; no published accuracy belongs to them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Size:
+    """Every number that shapes a detector. Options of the paper's ablations (Tables 7-9) are fields with its defaults."""
+
+    vit: int
+    """width of the ViT; head width is vit / heads"""
+    heads: int
+    ratio: int
+    """hidden width of the ViT's perceptrons / vit"""
+    width: int
+    """width of encoder and decoder"""
+    csp_depth: int
+    csp_width: int
+    enc_ffn: int
+    det_ffn: int
+    det_layers: int = 4
+    depth: int = 12
+    project: str = "all"
+    """1x1 projections of the pyramid: "all" levels, or the coarsest only ("top", as released for s and m)"""
+    queries: int = 300
+    registers: int = 1
+    """register tokens of the ViT, 0 or more (Table 7)"""
+    stem: str = "conv"
+    """"conv": four 3x3 convolutions; "vanilla": one 16x16 convolution (Table 8)"""
+    dilation: int = 1
+    """dilation of the last stem convolution (Table 8)"""
+    fusion: str = "mean"
+    """"mean" or "concat" of the last ``fused`` ViT blocks (Table 9)"""
+    fused: int = 2
+    ours: bool = False
+    """true for rows that are not of the paper"""
+
+    def __post_init__(self) -> None:
+        _expect("fusion", self.fusion, ("mean", "concat"))
+        _expect("stem", self.stem, ("conv", "vanilla"))
+        _expect("project", self.project, ("all", "top"))
+        if not 1 <= self.fused <= self.depth:
+            raise ValueError(f"fused={self.fused}: choose between 1 and the {self.depth} blocks of the ViT")
+        if self.registers < 0 or self.queries < 1 or self.dilation < 1:
+            raise ValueError("registers must be 0 or more; queries and dilation 1 or more")
+
+    def changed(self, **options: Any) -> Size:
+        """This row with some fields replaced; an unknown name is an error that lists the known ones."""
+        known = {field.name for field in fields(self)}
+        for name in options:
+            if name not in known:
+                raise ValueError(f"unknown model option {name!r}; known: {', '.join(sorted(known))}")
+        return replace(self, **options)
+
+
+def _expect(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r}: choose one of {', '.join(allowed)}")
+
+
+#              vit  heads ratio width csp_depth csp_width enc_ffn det_ffn
+SIZES = {
+    "p": Size(96, 3, 4, 64, 1, 16, 128, 128, det_layers=3, depth=6, queries=100, ours=True),
+    "n": Size(128, 2, 4, 128, 2, 32, 256, 256, det_layers=3, ours=True),
+    "s": Size(192, 3, 4, 192, 2, 32, 512, 512, project="top"),
+    "m": Size(256, 4, 4, 256, 2, 96, 512, 1024, project="top"),
+    "l": Size(384, 6, 4, 256, 3, 96, 1024, 1024),
+    "x": Size(384, 6, 6, 256, 3, 192, 2048, 2048),
+}
+
+VITS = {"t": "s", "t+": "m", "s": "l", "s+": "x"}
+"""Names of the ViTs in the paper and the rows that use them."""

@@ -1,0 +1,59 @@
+"""Multi-head self-attention; the product itself is in one place, ``attend``."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:
+    """Softmax attention, [B, heads, N, width] each -> the same; ``allowed`` is a bool mask, true = may look."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotary embedding of [..., width]: the two halves (a, b) become (a cos - b sin, b cos + a sin)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cosine - b * sine, b * cosine + a * sine], dim=-1)
+
+
+class RotaryAttention(nn.Module):
+    """Self-attention of the ViT: one projection to q, k, v, rotary positions on q and k."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        """x [B, N, D], cosine and sine [N, D / heads / 2] -> [B, N, D]."""
+        B, N, D = x.shape
+        qkv = self.qkv(x).view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        q, k = rotate(qkv[:2], cosine.to(x.dtype), sine.to(x.dtype))
+        return self.proj(attend(q, k, qkv[2]).transpose(1, 2).reshape(B, N, D))  # type: ignore[no-any-return]
+
+
+class PositionedAttention(nn.Module):
+    """Self-attention in which positions are added to queries and keys but not to values."""
+
+    def __init__(self, width: int, heads: int = 8) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"attention width {width} is not a multiple of {heads} heads")
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, x: Tensor, position: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """x and position [B, N, D], allowed [N, N] bool -> [B, N, D]."""
+        B, N, D = x.shape
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        q, k = F.linear(x + position, weight[: 2 * D], bias[: 2 * D]).chunk(2, dim=-1)
+        v = F.linear(x, weight[2 * D :], bias[2 * D :])
+        q, k, v = (t.view(B, N, self.heads, D // self.heads).transpose(1, 2) for t in (q, k, v))
+        return self.out_proj(attend(q, k, v, allowed).transpose(1, 2).reshape(B, N, D))  # type: ignore[no-any-return]

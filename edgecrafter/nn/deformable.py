@@ -1,0 +1,68 @@
+"""Multi-scale deformable attention (Zhu et al. 2021) in the form of the refinement decoders.
+
+There is neither a value nor an output projection: values are the memory itself, split into heads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class DeformableAttention(nn.Module):
+    """Every query reads a few points around its box on each level."""
+
+    def __init__(self, width: int, heads: int, points: Sequence[int]) -> None:
+        super().__init__()
+        self.heads, self.points = heads, tuple(points)
+        self.offsets = nn.Linear(width, heads * sum(points) * 2)
+        self.weights = nn.Linear(width, heads * sum(points))
+        self.register_buffer("scale", torch.cat([torch.full((n,), 1 / n) for n in points]))
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Offsets start on eight rays, one per head, further out with the point's number; equal weights."""
+        angles = torch.arange(self.heads) * (2 * math.pi / self.heads)
+        rays = torch.stack([angles.cos(), angles.sin()], dim=-1)
+        rays = rays / rays.abs().amax(-1, keepdim=True)
+        numbers = torch.cat([torch.arange(1, n + 1) for n in self.points])
+        nn.init.zeros_(self.offsets.weight)
+        with torch.no_grad():
+            self.offsets.bias.copy_((rays[:, None] * numbers[None, :, None]).flatten())
+        nn.init.zeros_(self.weights.weight)
+        nn.init.zeros_(self.weights.bias)
+
+    def forward(self, query: Tensor, boxes: Tensor, values: Sequence[Tensor]) -> Tensor:
+        """query [B, Q, D], boxes [B, Q, 4] cxcywh, values of ``split_heads`` -> [B, Q, D]."""
+        B, Q, D = query.shape
+        offsets = self.offsets(query).view(B, Q, self.heads, -1, 2) * self.scale[:, None]  # type: ignore[index]
+        places = boxes[:, :, None, None, :2] + offsets * boxes[:, :, None, None, 2:] * 0.5
+        weights = self.weights(query).view(B, Q, self.heads, -1).softmax(-1)
+        grid = (2 * places - 1).transpose(1, 2).flatten(0, 1)  # [B * heads, Q, points, 2]
+        found = sample(values, grid, self.points)
+        mixed = (found * weights.transpose(1, 2).flatten(0, 1)[:, None]).sum(-1)
+        return mixed.view(B, D, Q).transpose(1, 2)
+
+
+def split_heads(memory: Sequence[Tensor], heads: int) -> list[Tensor]:
+    """Levels [B, D, h, w] -> [B * heads, D / heads, h, w] each: what every decoder layer samples from."""
+    return [level.reshape(level.shape[0] * heads, -1, *level.shape[2:]) for level in memory]
+
+
+def sample(values: Sequence[Tensor], grid: Tensor, points: Sequence[int]) -> Tensor:
+    """Bilinear values at grid [N, Q, sum(points), 2] in -1..1 (x, y), level by level -> [N, D, Q, sum(points)].
+
+    Outside of a map the value is zero.
+    """
+    parts = grid.split(list(points), dim=2)
+    return torch.cat(
+        [
+            F.grid_sample(value, part.to(value.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)
+            for value, part in zip(values, parts, strict=True)
+        ],
+        dim=-1,
+    )

@@ -1,0 +1,70 @@
+"""Released weights that users may download themselves: addresses, licences and published accuracy. Data only.
+
+Addresses were read from the authors' public pages; nothing was downloaded or hashed by us, so ``sha256`` is empty until
+somebody does (``edgecrafter models`` prints it). We host no weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+RELEASE = "https://github.com/capsule2077/edgecrafter/releases/download/edgecrafterv1/"
+
+EDGECRAFTER_LICENCE = (
+    "EdgeCrafter weights: published under Apache-2.0 from March 2026; the repository was put under a custom "
+    "non-commercial licence on 24 August 2026; check which terms apply to your copy before commercial use"
+)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One downloadable file."""
+
+    name: str
+    task: str
+    file: str
+    url: str
+    licence: str
+    commercial_use: str
+    """yes, no or check"""
+    sha256: str = ""
+    """empty: not known yet"""
+    ap: float | None = None
+    """AP on COCO val2017 as published (the paper's number, not ours)"""
+
+
+def _released(name: str, task: str, file: str, ap: float | None = None) -> Weight:
+    return Weight(name, task, file, RELEASE + file, EDGECRAFTER_LICENCE, "check", ap=ap)
+
+
+REGISTRY = (
+    _released("ecdet-s", "detect", "ecdet_s.pth", 51.7),
+    _released("ecdet-m", "detect", "ecdet_m.pth", 54.3),
+    _released("ecdet-l", "detect", "ecdet_l.pth", 57.0),
+    _released("ecdet-x", "detect", "ecdet_x.pth", 57.9),
+    _released("ecvit-t", "backbone", "ecvitt.pth"),
+    _released("ecvit-t+", "backbone", "ecvittplus.pth"),
+    _released("ecvit-s", "backbone", "ecvits.pth"),
+    _released("ecvit-s+", "backbone", "ecvitsplus.pth"),
+)
+
+
+def find(name: str) -> Weight | None:
+    """The row of a name, or None."""
+    return next((row for row in REGISTRY if row.name == name), None)
+
+
+# fmt: off
+COCO_NAMES = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
+    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant",
+    "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard",
+    "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
+    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli",
+    "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed", "dining table", "toilet",
+    "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink",
+    "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
+)
+_UNUSED_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+# fmt: on
+COCO_IDS = tuple(i for i in range(1, 91) if i not in _UNUSED_IDS)

@@ -1,0 +1,174 @@
+"""The criterion against numbers computed with the authors' released code (tests/golden/losses_det)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edgecrafter.geometry import bins
+from edgecrafter.geometry import boxes as geometry
+from edgecrafter.geometry.numbers import inverse_sigmoid
+from edgecrafter.losses import matching
+from edgecrafter.losses.denoising import Draws, build
+from edgecrafter.losses.set_loss import DETECT_COSTS, SetLoss
+from edgecrafter.losses.terms import Truth
+from edgecrafter.models.queries import GroupEmbedding, allowed_pairs
+from edgecrafter.types import LayerOutput, Match, Outputs, QueryGroup, Target
+
+GOLDEN = Path(__file__).parent / "golden"
+CASES = ("det_mixed", "det_several", "det_all_empty")
+PARTS = {"": "main", "_0": "aux_0", "_1": "aux_1", "_first": "pre", "_enc": "enc_0", "_dn_first": "dn_pre"}
+TERMS = {"mal": "mal", "l1": "bbox", "giou": "giou", "fgl": "fgl", "ddf": "ddf"}
+
+
+@pytest.fixture(scope="module")
+def stored():
+    return np.load(GOLDEN / "losses_det.npz"), json.loads((GOLDEN / "losses_det.json").read_text())
+
+
+def tensor(arrays, name):
+    return torch.from_numpy(arrays[name])
+
+
+def layer(arrays, case, part, leaves):
+    """A layer's outputs as leaves that collect gradients."""
+    got = {}
+    for ours, theirs in (("logits", "pred_logits"), ("boxes", "pred_boxes"), ("edges", "pred_corners")):
+        key = f"{case}/{part}/{theirs}"
+        if key in arrays.files:
+            got[ours] = leaves[f"{part}/{theirs}"] = tensor(arrays, key).clone().requires_grad_()
+    if "edges" in got:
+        got["edges"] = got["edges"].unflatten(-1, (4, bins.BINS))
+        got["base"] = tensor(arrays, f"{case}/{part}/ref_points")
+    return LayerOutput(**got)
+
+
+def scene(arrays, case):
+    """Outputs, targets and leaves of one stored case."""
+    leaves: dict[str, torch.Tensor] = {}
+    targets = [
+        Target(tensor(arrays, f"{case}/target_{i}/labels"), tensor(arrays, f"{case}/target_{i}/boxes"))
+        for i in range(2)
+    ]
+    noisy = Outputs([layer(arrays, case, f"dn_{i}", leaves) for i in range(3)], layer(arrays, case, "dn_pre", leaves))
+    positive = [tensor(arrays, f"{case}/dn_positive_idx_{i}") for i in range(2)]
+    image = torch.cat([torch.full_like(p, i) for i, p in enumerate(positive)])
+    objects = torch.cat([torch.arange(len(p)) % max(1, len(t.labels)) for p, t in zip(positive, targets, strict=True)])
+    queries = noisy.layers[0].logits.shape[1]
+    empty = torch.zeros(2, queries, dtype=torch.int64)
+    noisy.group = QueryGroup(
+        empty, torch.zeros(2, queries, 4), empty[0], answers=Match(image, torch.cat(positive), objects)
+    )
+    outputs = Outputs(
+        [layer(arrays, case, part, leaves) for part in ("aux_0", "aux_1", "main")],
+        layer(arrays, case, "pre", leaves),
+        layer(arrays, case, "enc_0", leaves),
+        groups=[noisy],
+    )
+    return outputs, targets, leaves
+
+
+def part_of(suffix):
+    return PARTS.get(suffix, suffix[1:])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_terms_and_gradients(stored, case, record_property):
+    arrays, numbers = stored
+    outputs, targets, leaves = scene(arrays, case)
+    losses = SetLoss()(outputs, targets)
+    wanted = numbers[case]["weighted"]
+    worst, seen = 0.0, set()
+    for name, value in losses.items():
+        term, _, suffix = name.partition("_")
+        part = part_of("_" + suffix if suffix else "")
+        key = f"loss_{TERMS[term]}" + ("" if part == "main" else f"_{part}")
+        seen.add(key)
+        worst = max(worst, abs(value.item() - wanted[key]) / max(1.0, abs(wanted[key])))
+        assert value.item() == pytest.approx(wanted[key], rel=2e-5, abs=1e-6), name
+    assert all(wanted[key] == 0 for key in set(wanted) - seen), "only the last denoising layer's ddf is missing, and 0"
+    sum(losses.values()).backward()
+    difference = max(
+        float((leaf.grad - tensor(arrays, f"{case}/grad/{name}")).abs().max()) if leaf.numel() else 0.0
+        for name, leaf in leaves.items()
+    )
+    print(f"\ngolden {case}: terms within {worst:.1e} relative, gradients within {difference:.1e}")
+    assert difference < 1e-5
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_assignments_and_union(stored, case):
+    arrays, _ = stored
+    outputs, targets, _ = scene(arrays, case)
+    layers = [outputs.layers[-1], *outputs.layers[:-1], outputs.first, outputs.encoder]
+    matches = matching.hungarian(layers, targets, DETECT_COSTS)
+    for part, match in zip(("main", "aux_0", "aux_1", "pre", "enc_0"), matches, strict=True):
+        compare(arrays, f"{case}/match/{part}", match)
+    compare(arrays, f"{case}/match/union", matching.union(matches))
+    costs = matching.cost(layers[:1], targets, DETECT_COSTS)[0]
+    for i, target in enumerate(targets):
+        stored_cost = tensor(arrays, f"{case}/match/main_{i}_cost")
+        torch.testing.assert_close(costs[i, :, : len(target.labels)], stored_cost, rtol=1e-5, atol=1e-5)
+
+
+def compare(arrays, key, match):
+    for i in range(2):
+        here = match.image == i
+        assert match.query[here].tolist() == arrays[f"{key}_{i}_query"].tolist()
+        assert match.object[here].tolist() == arrays[f"{key}_{i}_target"].tolist()
+
+
+@pytest.mark.parametrize("curvature", (4, 8))
+def test_bins(stored, curvature):
+    arrays, _ = stored
+    key = f"fdr/c{curvature}"
+    values = torch.tensor(bins.weighting(0.5, curvature))
+    torch.testing.assert_close(values, tensor(arrays, f"{key}/W"), rtol=1e-6, atol=1e-6)
+    base = tensor(arrays, f"{key}/ref")
+    index, upper = bins.encode(base, geometry.cxcywh_to_xyxy(tensor(arrays, f"{key}/gt_cxcywh")), values, curvature)
+    assert index.flatten().tolist() == arrays[f"{key}/bin"].astype(int).tolist()
+    torch.testing.assert_close(upper.flatten(), tensor(arrays, f"{key}/weight_right"), rtol=1e-4, atol=1e-5)
+    decoded = bins.decode(base, tensor(arrays, f"{key}/distance"), curvature)
+    torch.testing.assert_close(decoded, tensor(arrays, f"{key}/decoded_cxcywh"), rtol=1e-5, atol=1e-6)
+
+
+def test_denoising_queries(stored):
+    arrays, numbers = stored
+    groups = numbers["denoise"]["num_group"]
+    targets = [
+        Target(tensor(arrays, f"denoise/target_{i}/labels"), tensor(arrays, f"denoise/target_{i}/boxes"))
+        for i in range(2)
+    ]
+    draws = Draws(
+        relabel=tensor(arrays, "denoise/draw_label_u"),
+        label=tensor(arrays, "denoise/draw_new_label").long(),
+        sign=tensor(arrays, "denoise/draw_sign_bit") > 0.5,
+        move=tensor(arrays, "denoise/draw_box_u"),
+    )
+    group = build(targets, [torch.arange(len(t.labels)) for t in targets], 5, groups, draws)
+    assert torch.equal(group.labels, tensor(arrays, "denoise/query_class"))
+    _, boxes = GroupEmbedding(5, 8)([group])
+    found = inverse_sigmoid(group.boxes, 1e-5)
+    torch.testing.assert_close(found, tensor(arrays, "denoise/query_box_unact"), rtol=0, atol=1e-4)
+    torch.testing.assert_close(boxes[0], found.sigmoid())
+    assert torch.equal(~allowed_pairs([group], 20, torch.device("cpu")), tensor(arrays, "denoise/attn_mask"))
+    for i in range(2):
+        here = group.answers.image == i
+        assert group.answers.query[here].tolist() == arrays[f"denoise/positive_idx_{i}"].tolist()
+
+
+def test_targets_of_the_edges(stored):
+    """The bins shared by all layers, from the stored base and union."""
+    arrays, _ = stored
+    outputs, targets, _ = scene(arrays, "det_several")
+    truth = Truth(targets)
+    own = [outputs.layers[-1], *outputs.layers[:-1], outputs.first, outputs.encoder]
+    pairs = matching.union(matching.hungarian(own, targets, DETECT_COSTS))
+    last = outputs.layers[-1]
+    values = torch.tensor(bins.weighting())
+    index, _ = bins.encode(last.base[pairs.image, pairs.query], truth.boxes_xyxy[truth.index(pairs)], values)
+    assert index.flatten().tolist() == arrays["det_several/fgl_targets/bin"].astype(int).tolist()
