@@ -1,0 +1,175 @@
+"""From the words of a command line to one dataclass of options.
+
+``--epochs 10``, ``--epochs=10`` and ``epochs=10`` mean the same, ``--batch-size`` is ``--batch_size``, and names that
+other tools use for the same thing are in ``ALIASES``. jsonargparse checks the values against the types of the dataclass
+and reads ``--config``. The text below each field is its help.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, fields
+from typing import Any, ClassVar, Protocol, TypeVar
+
+ALIASES = {
+    "lr0": "lr",
+    "batch_size": "batch",
+    "dataset_dir": "data",
+    "dataset": "data",
+    "output_dir": "project",
+    "threshold": "conf",
+    "img_size": "imgsz",
+    "num_workers": "workers",
+    "grad_accum_steps": "accumulate",
+    "num_queries": "queries",
+}
+"""other tools' name -> ours"""
+
+TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
+
+
+class UsageError(ValueError):
+    """The command line cannot be understood."""
+
+
+class Options(Protocol):
+    """Any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+T = TypeVar("T", bound=Options)
+
+
+def parse(options: type[T], words: Sequence[str], positionals: Sequence[str] = ()) -> T:
+    """Read ``words`` into an instance of the dataclass ``options``.
+
+    Args:
+        options: the dataclass; a field without a default is required. Besides its fields, ``--config FILE`` reads a
+            YAML file of options, over which the command line wins.
+        words: the command line after the command's name.
+        positionals: fields that words without a name fill, in this order; the last takes the rest when it is a list.
+
+    Raises:
+        UsageError: an unknown option (the nearest name is suggested), a missing one, or a value of the wrong type.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(options, as_group=False, instantiate=False)
+    given = list(normalise(options, words, positionals))
+    try:
+        found = parser.parse_args([f"--{name}={value}" for name, value in given])
+    except ArgumentError as error:
+        raise UsageError(_explain(str(error), options, dict(given))) from None
+    return options(**{field.name: found[field.name] for field in fields(options)})
+
+
+def normalise(options: type[Options], words: Sequence[str], positionals: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Pairs of name and value, as jsonargparse takes them: ``source+`` appends to a list."""
+    types = {field.name: str(field.type) for field in fields(options)}
+    queue, free = list(words), list(positionals)
+    while queue:
+        word = queue.pop(0)
+        match = re.match(r"--([\w-]+)(?:=(.*))?$|([A-Za-z_]\w*)=(.*)$", word, re.DOTALL)
+        if match is None:
+            if word.startswith("-") or not free:
+                raise UsageError(f"unexpected {word!r}. Options look like --name value or name=value; see --help.")
+            name = free[0] if types[free[0]].startswith("list") else free.pop(0)
+            yield _pair(name, word, types)
+            continue
+        asked, value = match[1] or match[3], match[2] if match[1] else match[4]
+        name, negated = _resolve(asked, types)
+        if negated:
+            value = "false"
+        elif value is None:
+            value = _take(name, types[name], queue)
+        if name in free:
+            free.remove(name)
+        yield _pair(name, value, types)
+
+
+def _resolve(asked: str, types: dict[str, str]) -> tuple[str, bool]:
+    """Our name of an option, and whether it was ``--no-name``."""
+    name = asked.replace("-", "_")
+    name = ALIASES.get(name, name) if name not in types else name
+    if name in types:
+        return name, False
+    if name.startswith("no_") and types.get(name[3:], "").startswith("bool"):
+        return name[3:], True
+    known = [*types, *(alias for alias, ours in ALIASES.items() if ours in types)]
+    near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
+    hint = f"Did you mean --{ALIASES.get(near[0], near[0])}?" if near else f"Known: {', '.join(types)}."
+    raise UsageError(f"unknown option --{asked}. {hint}")
+
+
+def _take(name: str, kind: str, queue: list[str]) -> str:
+    """The value of an option that was given as ``--name``: the next word, or true for a switch."""
+    following = queue[0] if queue else "--"
+    option = following.startswith("--") or bool(re.match(r"[A-Za-z_]\w*=", following))
+    if kind == "bool" and following.lower() not in TRUE + FALSE:
+        return "true"
+    if option and kind.startswith("bool"):
+        return "true"
+    if option:
+        raise UsageError(f"--{name} needs a value. See --help.")
+    return queue.pop(0)
+
+
+def _pair(name: str, value: str, types: dict[str, str]) -> tuple[str, str]:
+    """Lists and sizes in the form that jsonargparse reads: ``384,640`` and ``384x640`` become ``[384, 640]``."""
+    kind = types.get(name, "")
+    if kind == "bool" and value.lower() in TRUE + FALSE:
+        return name, str(value.lower() in TRUE).lower()
+    if kind.startswith("list"):
+        return (name, value) if value.startswith("[") else (f"{name}+", value)
+    if "list[int]" in kind and re.fullmatch(r"\d+\s*[x,]\s*\d+", value):
+        return name, f"[{','.join(re.findall('[0-9]+', value))}]"
+    if "list[" in kind and not value.startswith("[") and value != "null":
+        return name, f"[{value}]"
+    return name, value
+
+
+def _explain(error: str, options: type[Options], given: dict[str, str]) -> str:
+    """One line for a person from jsonargparse's message."""
+    key = re.search(r'Parser key "(\w+)"', error)
+    if key and key[1] in given:
+        kind = next(str(field.type) for field in fields(options) if field.name == key[1])
+        return f"--{key[1]} {given[key[1]]}: expected {kind.replace(' | ', ' or ')}. See --help."
+    missing = re.search(r"arguments are required: (.*)", error)
+    if missing:
+        return f"missing {', '.join('--' + name.strip() for name in missing[1].split(','))}. See --help."
+    return " ".join(error.split())
+
+
+def help_text(options: type[Options], usage: str, examples: str) -> str:
+    """What ``edgecrafter COMMAND --help`` prints: every option with type, default and doc line, then examples."""
+    lines = [f"usage: {usage}", "", *textwrap.wrap(inspect.getdoc(options) or "", 100), "", "options:"]
+    helps = docs_of(options)
+    for field in fields(options):
+        default = field.default
+        note = "" if default in (None, "", MISSING) else f" [{default}]"
+        note = " (required)" if default is MISSING and field.default_factory is MISSING else note
+        kind = "" if field.type == "bool" else f" {str(field.type).replace(' | None', '')}"
+        lines.append(f"  --{field.name}{kind}{note}")
+        lines += textwrap.wrap(helps.get(field.name, ""), 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    lines += ["  --config FILE", "      YAML file of options; what is given on the command line wins"]
+    lines += ["  --debug", "      show the full traceback of an error"]
+    return "\n".join([*lines, "", "examples:", *(f"  {line}" for line in examples.splitlines())])
+
+
+def docs_of(options: type[Options]) -> dict[str, str]:
+    """The text below each field of a dataclass."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(options))).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    found = {}
+    for node, following in zip(tree.body, tree.body[1:], strict=False):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(following, ast.Expr):
+            found[node.target.id] = " ".join(str(ast.literal_eval(following.value)).split())
+    return found

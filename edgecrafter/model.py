@@ -1,0 +1,194 @@
+"""The face of the package: a loaded model, and one function per verb of the command line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from edgecrafter import hub
+from edgecrafter.data import formats
+from edgecrafter.evaluate import Scores, evaluate
+from edgecrafter.hub import ModelInfo
+from edgecrafter.models.detector import Detector
+from edgecrafter.models.fuse import fuse
+from edgecrafter.predict import Predictor
+from edgecrafter.results import Result
+from edgecrafter.summary import Summary, summarise
+from edgecrafter.train.config import TrainConfig, input_size
+
+if TYPE_CHECKING:
+    from edgecrafter.train.run import Trained
+
+Side = int | tuple[int, int] | list[int] | None
+"""input size in pixels: one number for a square, or height and width, multiples of 32; None: the model's own"""
+
+
+@dataclass
+class Model:
+    """A network together with its classes and its way to prepare pictures.
+
+    ``network`` is an ordinary ``torch.nn.Module``; ``info`` says name, task, labels, input and licence.
+    """
+
+    network: Detector
+    info: ModelInfo
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Class names: ``names[label]``."""
+        return self.info.labels.names
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def to(self, device: str | torch.device) -> Model:
+        """The same model on another device."""
+        self.network.to(device)
+        return self
+
+    def predict(
+        self,
+        source: Any,
+        conf: float = 0.4,
+        imgsz: Side = None,
+        batch: int = 1,
+        max_det: int = 300,
+        classes: Sequence[int | str] | None = None,
+    ) -> list[Result]:
+        """Find objects; one result per picture, boxes in pixels of the original picture.
+
+        Args:
+            source: path, folder, glob pattern, PIL picture, RGB array [H, W, 3], or a list of these.
+            conf: least score in 0..1.
+            imgsz: input size in pixels, one number or (height, width); None: the model's own.
+            batch: pictures per forward pass.
+            max_det: most detections per picture.
+            classes: names or 0-based labels to keep; None: all.
+
+        Raises:
+            FileNotFoundError, ValueError: nothing to read, an unreadable picture, or an unknown class.
+        """
+        predictor = Predictor(self.network, self.info, self.device)
+        return predictor(source, conf=conf, imgsz=_size(imgsz), batch=batch, max_det=max_det, classes=classes)
+
+    __call__ = predict
+
+    def val(
+        self,
+        data: str | Path,
+        split: str = "val",
+        batch: int = 8,
+        imgsz: Side = None,
+        workers: int = 0,
+        precision: str = "fp32",
+        max_det: int | None = None,
+        progress: bool = True,
+    ) -> Scores:
+        """Score the model on a data set with COCO's numbers. ``split`` is train, val or test."""
+        annotations = formats.load(Path(data), split)
+        return evaluate(
+            self.network,
+            self.info,
+            annotations,
+            batch=batch,
+            workers=workers,
+            precision=precision,
+            size=_size(imgsz),
+            max_det=max_det,
+            progress=progress,
+        )
+
+    def fuse(self) -> Model:
+        """A new model in deploy form: same answers, fewer and cheaper layers; it cannot be trained."""
+        return Model(fuse(self.network), self.info)
+
+    def summary(self, imgsz: Side = None) -> Summary:
+        """Parameters and FLOPs, both ways of counting."""
+        return summarise(self.network, self.info, _size(imgsz))
+
+    def save(self, path: str | Path) -> Path:
+        """Write weights, classes, input and licence as one safetensors file."""
+        return hub.save(self.network, self.info, path)
+
+
+def load(model: str | Path | Model, device: str = "") -> Model:
+    """Load a model for use.
+
+    Args:
+        model: a name such as ``"ecdet-s"`` (downloaded once), a file of this package, a released checkpoint, or the
+            folder of a training run.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``; empty: a GPU if there is one.
+
+    Raises:
+        ValueError, FileNotFoundError: an unknown name, a missing file or one that is not a model.
+    """
+    if isinstance(model, Model):
+        return model.to(device) if device else model
+    network, info = hub.load(best_of(model), device=_device(device))
+    return Model(network, info)
+
+
+def predict(model: str | Path | Model, source: Any, device: str = "", **options: Any) -> list[Result]:
+    """``load(model).predict(source, ...)``."""
+    return load(model, device).predict(source, **options)
+
+
+def val(model: str | Path | Model, data: str | Path, device: str = "", **options: Any) -> Scores:
+    """``load(model).val(data, ...)``."""
+    return load(model, device).val(data, **options)
+
+
+def train(**options: Any) -> Trained:
+    """Train a detector; the options are the fields of ``TrainConfig``, the same as on the command line.
+
+    ``train(model="ecdet-s", data="dataset", epochs=74)``. Raises ValueError for an unknown option or a wrong value.
+    """
+    from edgecrafter.train import run
+
+    known = [field.name for field in fields(TrainConfig)]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
+            raise ValueError(f"unknown training option {name!r}. {hint}")
+    return run.train(TrainConfig(**options))
+
+
+def info(model: str | Path | Model, imgsz: Side = None) -> Summary:
+    """Parameters and FLOPs of a model. A registry name needs no weights: the network is built from its size."""
+    if isinstance(model, Model):
+        return model.summary(imgsz)
+    if str(model).lower() in hub.names():
+        return Model(*hub.create(str(model), hub.COCO)).summary(imgsz)
+    return load(model, "cpu").summary(imgsz)
+
+
+def convert(source: str | Path, target: str | Path) -> Path:
+    """Rewrite a weight file: a ``.pth`` target gets the released layout and keys, ``.safetensors`` ours.
+
+    Tensors are kept bit for bit. Raises ValueError for other suffixes.
+    """
+    hub.convert(source, target)
+    return Path(target)
+
+
+def best_of(model: str | Path) -> str:
+    """The best weights inside the folder of a training run; anything else as it is."""
+    best = Path(model) / "weights" / "best.safetensors"
+    return str(best if best.is_file() else model)
+
+
+def _size(imgsz: Side) -> tuple[int, int] | None:
+    return None if imgsz is None else input_size(imgsz)
+
+
+def _device(name: str) -> str:
+    if name:
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,127 @@
+"""What a network is made of and what it costs, beside what the paper says."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from edgecrafter.metrics import speed
+from edgecrafter.models.fuse import fuse
+
+if TYPE_CHECKING:
+    from edgecrafter.hub import ModelInfo
+    from edgecrafter.models.detector import Detector
+
+PARTS = {
+    "stem": "backbone.vit.stem",
+    "ViT blocks": "backbone.vit.blocks",
+    "pyramid": "backbone.pyramid",
+    "encoder": "encoder",
+    "decoder": "decoder",
+}
+"""name in the table -> submodule"""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A row of the paper's Table 2 (COCO val2017, 640 x 640) and how far counting leads away from it."""
+
+    parameters: float
+    """millions"""
+    gflops: float
+    ap: float
+    deviation: str = ""
+
+
+PAPER = {
+    "ecdet-s": Published(10, 26, 51.7),
+    "ecdet-m": Published(18, 53, 54.3, "the released model has 19.2 M parameters"),
+    "ecdet-l": Published(31, 101, 57.0, "the released model has 32.7 M parameters and 99.6 GFLOPs"),
+    "ecdet-x": Published(49, 151, 57.9, "the released model has 156.9 GFLOPs"),
+}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Counts of one model at one input size. FLOPs: two per multiply-add, one image, deploy form."""
+
+    name: str
+    task: str
+    licence: str
+    classes: int
+    size: tuple[int, int]
+    """height, width of the input"""
+    parts: dict[str, int]
+    """parameters of each part in training form"""
+    parameters: int
+    """training form"""
+    deploy_parameters: int
+    """after fusing convolutions with norms and dropping heads that only training reads"""
+    gflops: float
+    """all matrix products, convolutions and attention"""
+    paper_gflops: float
+    """the paper's way: without the products inside the fused attention of the ViT"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self) | {"size": list(self.size)}
+
+    def __str__(self) -> str:
+        height, width = self.size
+        millions = {name: count / 1e6 for name, count in self.parts.items()}
+        whole = self.parameters / 1e6
+        lines = [
+            f"{self.name}: {self.task}, {self.classes} classes, input {height} x {width}",
+            f"weights: {self.licence}",
+            *(f"  {name:<12}{count:>8.2f} M {100 * count / whole:>4.0f} %" for name, count in millions.items()),
+            f"parameters    {whole:>8.2f} M in training",
+            f"              {self.deploy_parameters / 1e6:>8.2f} M in deploy form, fused for use",
+            f"GFLOPs        {self.gflops:>8.2f}   all matrix products: what a device has to compute",
+            f"              {self.paper_gflops:>8.2f}   the paper's way: without the fused attention of the ViT",
+        ]
+        return "\n".join(lines)
+
+
+def summarise(network: Detector, info: ModelInfo, size: tuple[int, int] | None = None) -> Summary:
+    """Count a network. ``size`` is (height, width), by default the model's own input."""
+    size = size or info.input.size
+    fused = fuse(network)
+    every, paper = speed.flops(fused, size)
+    return Summary(
+        name=info.name,
+        task=info.task,
+        licence=info.licence,
+        classes=len(info.labels),
+        size=size,
+        parts={name: _count(network.get_submodule(path)) for name, path in PARTS.items()},
+        parameters=speed.parameters(network),
+        deploy_parameters=speed.parameters(fused),
+        gflops=every / 1e9,
+        paper_gflops=paper / 1e9,
+    )
+
+
+def compare(found: list[Summary]) -> str:
+    """Table 2's columns, counted here and as published, with the known deviations named."""
+    lines = [
+        "model     params M (train, deploy)   paper   GFLOPs (all)   GFLOPs (paper's way)   paper   AP (paper)",
+    ]
+    for each in found:
+        row = PAPER[each.name]
+        params = f"{each.parameters / 1e6:.2f}, {each.deploy_parameters / 1e6:.2f}"
+        lines.append(
+            f"{each.name:<10}{params:<27}{row.parameters:<8g}{each.gflops:<15.1f}{each.paper_gflops:<23.1f}"
+            f"{row.gflops:<8g}{row.ap}"
+        )
+    lines.append(
+        "Counted with 80 classes at 640 x 640. 'all' counts every matrix product; the paper's way leaves out the"
+    )
+    lines.append("products inside the fused attention of the ViT. Known deviations from the published table:")
+    lines += [f"  {name}: {row.deviation}" for name, row in PAPER.items() if row.deviation]
+    return "\n".join(lines)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
