@@ -1,4 +1,4 @@
-"""Models by name or file: create, load, save, download, and start a training from other weights."""
+"""Models by name or file: create, load, save, convert."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from edgecrafter import registry
+from edgecrafter.download import download, from_hub
 from edgecrafter.models import official
 from edgecrafter.models.detector import Detector, detector
-from edgecrafter.models.sizes import SIZES, VITS, Size
+from edgecrafter.models.sizes import SIZES, Size
 from edgecrafter.tasks import TASKS, Task
 from edgecrafter.types import InputSpec, Labels, Skeleton
 
@@ -104,7 +105,7 @@ def locate(name_or_path: str | Path) -> Path:
         return path
     text = str(name_or_path)
     if text.startswith("hf:"):
-        return _from_hub(text[3:])
+        return from_hub(text[3:])
     row = registry.find(text.lower())
     if row is not None:
         return download(row)
@@ -118,7 +119,7 @@ def locate(name_or_path: str | Path) -> Path:
 
 def read(path: Path) -> tuple[dict[str, Tensor], ModelInfo]:
     """Weights under our names, and what the file or its keys and shapes say of the model. Never unpickles code."""
-    state, info = _open(path)
+    state, info = open_file(path)
     if info is not None:
         return state, info
     return recognise(state, path)
@@ -174,162 +175,8 @@ def convert(source: str | Path, target: str | Path) -> ModelInfo:
     return info
 
 
-# ---- training from other weights --------------------------------------------------------------------------------
-
-
-def start(
-    model: str | Path,
-    labels: Labels,
-    input: InputSpec,
-    weights: str | Path = "auto",
-    backbone: str | Path | None = None,
-    **options: Any,
-) -> tuple[Detector, ModelInfo, list[str]]:
-    """A network to train for ``labels``, and lines that say where its weights come from.
-
-    ``model`` is a name or a file. ``weights``: "auto" takes the file itself or the released weights of the name, if
-    there are any; "none" starts from random weights; anything else is a file to take weights from. Class rows are taken
-    by class name. ``backbone`` is a file with a ViT alone (released layout), as distilled ViTs come.
-    """
-    file = Path(model).expanduser()
-    given = read(file) if file.is_file() else None
-    name = given[1].name if given else str(model)
-    if given and not options:
-        info = replace(given[1], labels=labels, input=input, licence=OWN_LICENCE, source=file.name)
-        network = build(info)
-    else:
-        network, info = create(name, labels, input, **options)
-    lines = []
-    source = given if given and weights == "auto" else _source(name, weights, backbone)
-    if source is None:
-        lines.append(f"{name}: starts from random weights")
-    else:
-        lines += transfer(network, source[0], info.labels, source[1].labels)
-        info = replace(info, source=f"from {source[1].source}", licence=_inherited(source[1]))
-    if backbone is not None:
-        lines.append(load_vit(network, _backbone_file(backbone)))
-    return network, info, lines
-
-
-def transfer(network: nn.Module, state: Mapping[str, Tensor], labels: Labels, given: Labels) -> list[str]:
-    """Takes every entry of ``state`` that fits; class rows by class name. Says what was taken and what is new."""
-    own = network.state_dict()
-    rows = {name: i for i, name in enumerate(given.names)}
-    pairs = [(i, rows[name]) for i, name in enumerate(labels.names) if name in rows]
-    taken, by_class, new = 0, 0, []
-    for name, value in own.items():
-        other = state.get(name)
-        if other is not None and official.is_class_row(name) and other.shape[1:] == value.shape[1:]:
-            for i, j in pairs:
-                value[i] = other[j].to(value.dtype)
-            by_class += 1
-        elif other is not None and other.shape == value.shape:
-            value.copy_(other)
-            taken += 1
-        else:
-            new.append(name)
-    lines = [f"took {taken} of {len(own)} entries and the rows of {len(pairs)} of {len(labels)} classes by name"]
-    if new:
-        lines.append(f"new (random): {len(new)} entries, for example {', '.join(new[:3])}")
-    unused = [name for name in state if name not in own]
-    if unused:
-        lines.append(f"not used: {len(unused)} entries, for example {', '.join(unused[:3])}")
-    return lines
-
-
-def load_vit(network: Detector, path: Path) -> str:
-    """Loads a ViT alone, strictly; the file has released keys without their prefix."""
-    state, info = _open(path)
-    if info is not None:
-        ours = {k: v for k, v in state.items() if k.startswith(official.VIT)}
-    else:
-        ours = official.to_ours({official.OFFICIAL_VIT + name: value for name, value in state.items()})
-    vit = {name.removeprefix(official.VIT): value for name, value in ours.items()}
-    try:
-        network.backbone.vit.load_state_dict(vit, strict=True)  # type: ignore[union-attr]
-    except RuntimeError as error:
-        sizes = ", ".join(f"ecvit-{vit} for size {size}" for vit, size in VITS.items())
-        raise ValueError(f"{path} does not fit this model's ViT ({sizes}): {error}") from None
-    return f"ViT from {path.name}: {len(vit)} entries"
-
-
-def _source(name: str, weights: str | Path, backbone: str | Path | None) -> tuple[dict[str, Tensor], ModelInfo] | None:
-    if str(weights) == "none" or (str(weights) == "auto" and backbone is not None):
-        return None
-    if str(weights) != "auto":
-        return read(locate(weights))
-    row = registry.find(name.lower())
-    return None if row is None else read(download(row))
-
-
-def _backbone_file(backbone: str | Path) -> Path:
-    row = registry.find(str(backbone).lower())
-    path = Path(backbone).expanduser()
-    if row is not None and not path.is_file():
-        return download(row)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"backbone {backbone}: no such file, and not one of {', '.join('ecvit-' + v for v in VITS)}"
-        )
-    return path
-
-
-def _inherited(info: ModelInfo) -> str:
-    return info.licence if info.licence == OWN_LICENCE else f"{OWN_LICENCE}; started from weights under: {info.licence}"
-
-
-# ---- files ------------------------------------------------------------------------------------------------------
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: ``$EDGECRAFTER_CACHE``, else ``~/.cache/edgecrafter``."""
-    return Path(os.environ.get("EDGECRAFTER_CACHE", "~/.cache/edgecrafter")).expanduser()
-
-
-def download(row: registry.Weight) -> Path:
-    """The file of a registry row, fetched once with a progress bar and verified; prints the licence once.
-
-    Raises ``FileNotFoundError`` with one line that says what to download and where to put it when there is no network.
-    """
-    path = cache_folder() / row.file
-    if path.is_file():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.hub.download_url_to_file(row.url, str(path), hash_prefix=row.sha256 or None)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"{row.name}: could not download ({error}). Download {row.url} elsewhere and put it at {path}, "
-            "or give the path of a file; to train from random weights use --weights none"
-        ) from None
-    print(f"{row.name}: {row.licence}")
-    return path
-
-
-def sha256(path: str | Path) -> str:
-    """Hex digest of a file, to fill the registry with."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _from_hub(repository: str) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(repository, "model.safetensors"))
-    except Exception as error:
-        raise FileNotFoundError(
-            f"hf:{repository}: could not fetch model.safetensors ({type(error).__name__}: {error}). "
-            "Download it elsewhere and give its path"
-        ) from None
-
-
-def _open(path: Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
+def open_file(path: Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
+    """The tensors of a file, and its ``ModelInfo`` when the file is ours."""
     if path.suffix == ".safetensors":
         from safetensors import safe_open
 

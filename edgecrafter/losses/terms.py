@@ -62,7 +62,7 @@ class View:
 
 
 def mal(view: View, truth: Truth, pairs: Match, count: Tensor) -> Tensor:
-    """Matchability-aware classification (DEIM, Huang et al. 2025): the target of a match is its IoU to the power 1.5."""
+    """Matchability-aware classification (DEIM, Huang et al. 2025): a match should score its IoU to the power 1.5."""
     logits = view.layer.logits.float()
     row = truth.index(pairs)
     quality = paired_iou(view.layer, truth, pairs)

@@ -82,9 +82,10 @@ class Decoder(nn.Module):
 
     def _initialise(self) -> None:
         for score in (self.enc_score, *self.scores):
-            nn.init.constant_(score.bias, PRIOR)  # type: ignore[arg-type]
+            nn.init.constant_(score.bias, PRIOR)
         for box in (self.enc_box, self.first_box, *self.boxes):
-            _zero(box.layers[-1])  # type: ignore[union-attr,index,arg-type]
+            assert isinstance(box, MLP)
+            _zero(box.layers[-1])
         for layer in self.position.layers:
             nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]
 
@@ -124,7 +125,7 @@ class Decoder(nn.Module):
         x, boxes = queries.content, queries.boxes
         position = self.position(boxes).clamp(-10, 10)  # once, from the first boxes, as in the released model
         previous: Tensor | float = 0.0
-        edges: Tensor | float = 0.0
+        edges = torch.zeros((), device=x.device)
         layers: list[LayerOutput] = []
         for i, layer in enumerate(self.layers):
             x = layer(x, position, boxes, values, queries.allowed)
@@ -154,7 +155,8 @@ def _part(outputs: Outputs, start: int, count: int) -> Outputs:
     """The same outputs for some of the queries."""
 
     def cut(layer: LayerOutput) -> LayerOutput:
-        return LayerOutput(**{k: None if v is None else v[:, start : start + count] for k, v in vars(layer).items()})
+        taken = {name: None if v is None else v[:, start : start + count] for name, v in vars(layer).items()}
+        return LayerOutput(**taken)  # type: ignore[arg-type]
 
     first = None if outputs.first is None else cut(outputs.first)
     return Outputs([cut(layer) for layer in outputs.layers], first)

@@ -29,7 +29,7 @@ class AIFI(nn.Module):
         position = sine_cosine(h, w, D, x.device).to(x.dtype)
         x = self.norm1(x + self.attention(x, position))
         x = self.norm2(x + self.linear2(F.silu(self.linear1(x))))
-        return x.transpose(1, 2).reshape(B, D, h, w)
+        return x.transpose(1, 2).reshape(B, D, h, w)  # type: ignore[no-any-return]
 
 
 class Down(nn.Module):

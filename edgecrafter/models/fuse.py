@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import copy
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
 from edgecrafter.models.detector import Detector
+
+
+@runtime_checkable
+class Fusible(Protocol):
+    """A block that has a cheaper form with the same output in evaluation mode."""
+
+    def fused(self) -> nn.Module: ...
 
 
 def fuse(network: Detector) -> Detector:
@@ -17,15 +25,16 @@ def fuse(network: Detector) -> Detector:
     """
     copied = copy.deepcopy(network).eval()
     _replace(copied)
-    for name in copied.decoder.last_only:
-        heads = getattr(copied.decoder, name)
-        setattr(copied.decoder, name, nn.ModuleList([*(nn.Identity() for _ in heads[:-1]), heads[-1]]))
+    decoder: Any = copied.decoder
+    for name in decoder.last_only:
+        heads = getattr(decoder, name)
+        setattr(decoder, name, nn.ModuleList([*(nn.Identity() for _ in heads[:-1]), heads[-1]]))
     return copied
 
 
 def _replace(module: nn.Module) -> None:
     for name, child in module.named_children():
-        if hasattr(child, "fused"):
+        if isinstance(child, Fusible):
             setattr(module, name, child.fused())
         else:
             _replace(child)

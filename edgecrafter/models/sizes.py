@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Size:
-    """Every number that shapes a detector. Options of the paper's ablations (Tables 7-9) are fields with its defaults."""
+    """Every number that shapes a detector; options of Tables 7-9 are fields with the paper's defaults."""
 
     vit: int
     """width of the ViT; head width is vit / heads"""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ class ConvStem(nn.Module):
     def __init__(self, width: int, dilation: int = 1) -> None:
         super().__init__()
         widths = [3, width // 8, width // 4, width // 2]
-        pairs = zip(widths, widths[1:], strict=False)
+        pairs = pairwise(widths)
         self.convs = nn.Sequential(*(ConvNorm(a, b, 3, stride=2, act=nn.ReLU(inplace=True)) for a, b in pairs))
         self.proj = nn.Conv2d(width // 2, width, 3, stride=2, padding=dilation, dilation=dilation)
 

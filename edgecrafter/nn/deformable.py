@@ -45,7 +45,7 @@ class DeformableAttention(nn.Module):
         grid = (2 * places - 1).transpose(1, 2).flatten(0, 1)  # [B * heads, Q, points, 2]
         found = sample(values, grid, self.points)
         mixed = (found * weights.transpose(1, 2).flatten(0, 1)[:, None]).sum(-1)
-        return mixed.view(B, D, Q).transpose(1, 2)
+        return mixed.view(B, D, Q).transpose(1, 2)  # type: ignore[no-any-return]
 
 
 def split_heads(memory: Sequence[Tensor], heads: int) -> list[Tensor]:
@@ -58,7 +58,7 @@ def sample(values: Sequence[Tensor], grid: Tensor, points: Sequence[int]) -> Ten
 
     Outside of a map the value is zero.
     """
-    parts = grid.split(list(points), dim=2)
+    parts = torch.split(grid, list(points), dim=2)
     return torch.cat(
         [
             F.grid_sample(value, part.to(value.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)
