@@ -14,9 +14,10 @@ from edgecrafter import hub
 from edgecrafter.data import formats
 from edgecrafter.evaluate import Scores, evaluate
 from edgecrafter.hub import ModelInfo
+from edgecrafter.infer import choose_device
 from edgecrafter.models.detector import Detector
 from edgecrafter.models.fuse import fuse
-from edgecrafter.predict import Predictor
+from edgecrafter.predict import Predictor, Source
 from edgecrafter.results import Result
 from edgecrafter.summary import Summary, summarise
 from edgecrafter.train.config import TrainConfig, input_size
@@ -54,28 +55,31 @@ class Model:
 
     def predict(
         self,
-        source: Any,
+        source: Source,
         conf: float = 0.4,
-        imgsz: Side = None,
+        imgsz: int | Sequence[int] | None = None,
         batch: int = 1,
         max_det: int = 300,
-        classes: Sequence[int | str] | None = None,
+        classes: str | int | Sequence[str | int] | None = None,
     ) -> list[Result]:
         """Find objects; one result per picture, boxes in pixels of the original picture.
 
         Args:
-            source: path, folder, glob pattern, PIL picture, RGB array [H, W, 3], or a list of these.
+            source: path, folder, glob pattern, PIL picture, uint8 RGB array [H, W, 3], or a list of these.
             conf: least score in 0..1.
             imgsz: input size in pixels, one number or (height, width); None: the model's own.
             batch: pictures per forward pass.
             max_det: most detections per picture.
-            classes: names or 0-based labels to keep; None: all.
+            classes: names or 0-based labels to look for; None: all.
 
         Raises:
             FileNotFoundError, ValueError: nothing to read, an unreadable picture, or an unknown class.
         """
-        predictor = Predictor(self.network, self.info, self.device)
-        return predictor(source, conf=conf, imgsz=_size(imgsz), batch=batch, max_det=max_det, classes=classes)
+        return self.predictor()(source, conf, imgsz, batch, max_det, classes)
+
+    def predictor(self) -> Predictor:
+        """What ``predict`` uses; its ``stream`` gives results one by one, for large folders."""
+        return Predictor(self.network, self.info, self.device)
 
     __call__ = predict
 
@@ -130,11 +134,11 @@ def load(model: str | Path | Model, device: str = "") -> Model:
     """
     if isinstance(model, Model):
         return model.to(device) if device else model
-    network, info = hub.load(best_of(model), device=_device(device))
+    network, info = hub.load(best_of(model), choose_device(device))
     return Model(network, info)
 
 
-def predict(model: str | Path | Model, source: Any, device: str = "", **options: Any) -> list[Result]:
+def predict(model: str | Path | Model, source: Source, device: str = "", **options: Any) -> list[Result]:
     """``load(model).predict(source, ...)``."""
     return load(model, device).predict(source, **options)
 
@@ -186,9 +190,3 @@ def best_of(model: str | Path) -> str:
 
 def _size(imgsz: Side) -> tuple[int, int] | None:
     return None if imgsz is None else input_size(imgsz)
-
-
-def _device(name: str) -> str:
-    if name:
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
