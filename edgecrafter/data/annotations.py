@@ -1,0 +1,142 @@
+"""What a data set says, in flat arrays: the one form that all readers write and everything else reads.
+
+I pictures, N objects. The objects of a picture lie next to each other; ``offsets`` says where. There is no Python
+object per picture or box, so that worker processes share the memory of their parent instead of copying it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecrafter.types import Labels
+
+
+@dataclass(frozen=True, eq=False)
+class Annotations:
+    """Pictures and their objects, columnar. Masks and keypoints will each be one more optional column."""
+
+    root: Path
+    """the folder that the picture names are relative to"""
+    labels: Labels
+    image_ids: NDArray[np.int64]
+    """[I]"""
+    sizes: NDArray[np.int32]
+    """[I, 2] height, width in pixels of the upright picture (EXIF orientation applied)"""
+    names: NDArray[np.uint8]
+    """file names, UTF-8, one after the other; ``name_offsets`` separates them, ``path`` reads them"""
+    name_offsets: NDArray[np.int64]
+    """[I + 1]"""
+    offsets: NDArray[np.int64]
+    """[I + 1] picture i has the objects offsets[i] .. offsets[i + 1]"""
+    boxes: NDArray[np.float32]
+    """[N, 4] xyxy in pixels, clipped to the picture, width and height above 0"""
+    classes: NDArray[np.int64]
+    """[N] index into ``labels.names``"""
+    areas: NDArray[np.float32]
+    """[N] square pixels; of the mask where the data say so, else of the box"""
+    crowd: NDArray[np.bool_]
+    """[N] regions that are neither learned nor counted as missed"""
+    ids: NDArray[np.int64]
+    """[N] annotation ids"""
+    notes: tuple[str, ...] = ()
+    """what was skipped, clipped or dropped, one line for each kind, with the count and an example"""
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def path(self, index: int) -> Path:
+        """Where the picture lies."""
+        start, stop = self.name_offsets[index], self.name_offsets[index + 1]
+        return self.root / os.fsdecode(self.names[start:stop].tobytes())
+
+    def objects(self, index: int) -> slice:
+        """The rows of a picture's objects in ``boxes``, ``classes``, ``areas``, ``crowd`` and ``ids``."""
+        return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+
+    def counts(self) -> NDArray[np.int64]:
+        """Objects of each picture, [I]."""
+        return np.diff(self.offsets)
+
+    def image_index(self) -> NDArray[np.int64]:
+        """The picture of each object, [N]."""
+        return np.repeat(np.arange(len(self)), self.counts())
+
+    def subset(self, indices: Sequence[int] | NDArray[np.int64] | NDArray[np.bool_]) -> Annotations:
+        """The chosen pictures in the given order (or where a bool vector says so), with their objects."""
+        chosen = np.asarray(indices)
+        chosen = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
+        rows, offsets = _gather(self.offsets, chosen)
+        letters, name_offsets = _gather(self.name_offsets, chosen)
+        return replace(
+            self,
+            image_ids=self.image_ids[chosen],
+            sizes=self.sizes[chosen],
+            names=self.names[letters],
+            name_offsets=name_offsets,
+            offsets=offsets,
+            boxes=self.boxes[rows],
+            classes=self.classes[rows],
+            areas=self.areas[rows],
+            crowd=self.crowd[rows],
+            ids=self.ids[rows],
+        )
+
+    def noted(self, *notes: str) -> Annotations:
+        """The same with more notes."""
+        return replace(self, notes=(*self.notes, *notes))
+
+
+def pack(names: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """File names as one row of bytes and its offsets, the columns ``names`` and ``name_offsets``."""
+    parts = [os.fsencode(name) for name in names]
+    offsets = np.zeros(len(parts) + 1, dtype=np.int64)
+    np.cumsum([len(part) for part in parts], out=offsets[1:])
+    return np.frombuffer(b"".join(parts), dtype=np.uint8), offsets
+
+
+def to_coco(annotations: Annotations) -> dict[str, Any]:
+    """The data as a COCO object (``images``, ``annotations``, ``categories``) with the original category ids.
+
+    Annotation ids are kept, unless one is below 1: COCO's counting takes an id of 0 for "not matched", so then all are
+    numbered from 1.
+    """
+    labels = annotations.labels
+    ids = annotations.ids
+    if len(ids) and ids.min() < 1:
+        ids = np.arange(1, len(ids) + 1)
+    image_ids = annotations.image_ids[annotations.image_index()]
+    categories = np.asarray(labels.ids, dtype=np.int64)[annotations.classes]
+    boxes = annotations.boxes.astype(np.float64)
+    boxes[:, 2:] -= boxes[:, :2]
+    columns = (ids, image_ids, categories, boxes, annotations.areas.astype(np.float64), annotations.crowd.astype(int))
+    keys = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
+    return {
+        "images": [_image(annotations, index) for index in range(len(annotations))],
+        "annotations": [
+            dict(zip(keys, row, strict=True)) for row in zip(*(column.tolist() for column in columns), strict=True)
+        ],
+        "categories": [{"id": key, "name": name} for key, name in zip(labels.ids, labels.names, strict=True)],
+    }
+
+
+def _image(annotations: Annotations, index: int) -> dict[str, Any]:
+    path = annotations.path(index)
+    name = path.relative_to(annotations.root) if path.is_relative_to(annotations.root) else path
+    height, width = annotations.sizes[index].tolist()
+    return {"id": int(annotations.image_ids[index]), "file_name": name.as_posix(), "height": height, "width": width}
+
+
+def _gather(offsets: NDArray[np.int64], chosen: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of the chosen runs, one run after the other, and the new offsets."""
+    counts = np.diff(offsets)[chosen]
+    fresh = np.zeros(len(chosen) + 1, dtype=np.int64)
+    np.cumsum(counts, out=fresh[1:])
+    rows = np.arange(fresh[-1]) + np.repeat(offsets[chosen] - fresh[:-1], counts)
+    return rows, fresh

@@ -1,0 +1,166 @@
+"""From the rows that a file states to ``Annotations``: the rules for boxes that no picture can have, for all formats.
+
+* A coordinate that is not finite, or a width or height that is not above 0: the object is skipped.
+* Wholly outside the picture: skipped. Partly outside: clipped.
+* Pictures whose size is unknown because the file cannot be read: skipped with their objects.
+
+Each kind is counted in one note with an example that names the file and the object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecrafter.data import images
+from edgecrafter.data.annotations import Annotations, pack
+from edgecrafter.types import Labels
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Objects as a file states them."""
+
+    image: NDArray[np.int64]
+    """[N] index of the picture"""
+    boxes: NDArray[np.float64]
+    """[N, 4] xyxy pixels"""
+    classes: NDArray[np.int64]
+    """[N] 0-based"""
+    ids: NDArray[np.int64]
+    """[N]"""
+    areas: NDArray[np.float64]
+    """[N] square pixels, NaN: take the box's"""
+    crowd: NDArray[np.bool_]
+    """[N]"""
+
+    def of(self, classes: NDArray[np.int64]) -> Rows:
+        """The same objects with other class indices."""
+        return replace(self, classes=classes)
+
+    def take(self, index: NDArray[np.int64] | NDArray[np.bool_]) -> Rows:
+        """The chosen objects."""
+        return Rows(*(getattr(self, column.name)[index] for column in fields(self)))
+
+
+def store(
+    root: Path,
+    labels: Labels,
+    names: Sequence[str],
+    image_ids: NDArray[np.int64],
+    sizes: NDArray[np.int32],
+    rows: Rows,
+    notes: Sequence[str],
+    where: Callable[[int], str],
+) -> Annotations:
+    """Apply the rules above and sort the objects by picture. ``where(i)`` names row ``i`` for a note."""
+    boxes, keep, found = _boxes(rows.boxes, sizes[rows.image], where)
+    areas = np.where(np.isfinite(rows.areas) & (rows.areas >= 0), rows.areas, _area(boxes))
+    order = np.flatnonzero(keep)[np.argsort(rows.image[keep], kind="stable")]
+    letters, name_offsets = pack(names)
+    offsets = np.zeros(len(names) + 1, dtype=np.int64)
+    np.cumsum(np.bincount(rows.image[keep], minlength=len(names)), out=offsets[1:])
+    result = Annotations(
+        root=root,
+        labels=labels,
+        image_ids=image_ids,
+        sizes=sizes,
+        names=letters,
+        name_offsets=name_offsets,
+        offsets=offsets,
+        boxes=boxes[order],
+        classes=rows.classes[order],
+        areas=areas[order].astype(np.float32),
+        crowd=rows.crowd[order],
+        ids=rows.ids[order],
+        notes=(*notes, *found),
+    )
+    return _known_sizes(result)
+
+
+def sizes_from_files(paths: Sequence[Path]) -> NDArray[np.int32]:
+    """Height and width of each picture from its header, [I, 2]; zeros where it cannot be read.
+
+    Raises ``FileNotFoundError`` that lists up to five missing files.
+    """
+    require(paths)
+    sizes = np.zeros((len(paths), 2), dtype=np.int32)
+    for index, path in enumerate(paths):
+        try:
+            sizes[index] = images.size(path)
+        except ValueError:
+            continue
+    return sizes
+
+
+def require(paths: Sequence[Path]) -> None:
+    """Raise ``FileNotFoundError`` that counts the absent pictures and lists up to five."""
+    absent = [path for path in paths if not path.is_file()]
+    if absent:
+        raise missing(absent, len(paths))
+
+
+def missing(absent: Sequence[Path], total: int) -> FileNotFoundError:
+    """The error for pictures that the annotations list and the disk lacks."""
+    listed = ", ".join(str(path) for path in absent[:5]) + (", ..." if len(absent) > 5 else "")
+    return FileNotFoundError(
+        f"{len(absent)} of {total} listed pictures are missing: {listed}. "
+        "Put them there or take them out of the annotations."
+    )
+
+
+def note(what: str, chosen: NDArray[np.bool_], where: Callable[[int], str]) -> list[str]:
+    """One line that counts the chosen rows and names the first; nothing where none is chosen."""
+    index = np.flatnonzero(chosen)
+    return [f"{what}: {len(index)} (first: {where(int(index[0]))})"] if len(index) else []
+
+
+def _boxes(
+    given: NDArray[np.float64], sizes: NDArray[np.int32], where: Callable[[int], str]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_], list[str]]:
+    """Clipped boxes [N, 4], which of them to keep [N], and notes. Rows of pictures without size are kept."""
+    limits = sizes[:, [1, 0, 1, 0]].astype(np.float64)
+    finite = np.all(np.isfinite(given), axis=1)
+    given = np.where(finite[:, None], given, 0.0)
+    positive = np.all(given[:, 2:] > given[:, :2], axis=1)
+    sized = np.all(sizes > 0, axis=1)
+    clipped = np.clip(given, 0, limits).astype(np.float32)
+    inside = np.all(clipped[:, 2:] > clipped[:, :2], axis=1)
+    outside = positive & ~inside & sized
+    cut = (
+        positive & inside & np.any(np.abs(clipped - given) > 0.5, axis=1)
+    )  # half a pixel: rounding is not worth a word
+    thin = outside & np.all((given[:, :2] < limits[:, 2:]) & (given[:, 2:] > 0), axis=1)  # vanishes in float32
+    keep = finite & ((positive & inside) | ~sized)
+    notes = [
+        *note("boxes with a coordinate that is not finite, skipped", ~finite, where),
+        *note("boxes whose width or height is not above 0, skipped", (finite & ~positive & sized) | thin, where),
+        *note("boxes outside of their picture, skipped", outside & ~thin, where),
+        *note("boxes that leave their picture, clipped", cut, where),
+    ]
+    if len(given) and (cut | outside).sum() > max(2, 0.3 * len(given)):
+        notes.append(
+            f"{(cut | outside).mean():.0%} of the boxes leave their picture: is the box convention right? "
+            "(COCO: x, y, width, height; VOC: xmin, ymin, xmax, ymax; YOLO: centre and size in 0..1)"
+        )
+    return clipped, keep, notes
+
+
+def _known_sizes(annotations: Annotations) -> Annotations:
+    """Without the pictures whose size could not be read."""
+    unknown = np.any(annotations.sizes <= 0, axis=1)
+    if unknown.any():
+        what = "pictures that cannot be read, skipped"
+        annotations = annotations.subset(~unknown).noted(*note(what, unknown, lambda i: str(annotations.path(i))))
+    if not len(annotations):
+        raise ValueError(f"{annotations.root}: no readable picture is left. " + " ".join(annotations.notes))
+    return annotations
+
+
+def _area(boxes: NDArray[np.float32]) -> NDArray[np.float64]:
+    sides = boxes[:, 2:].astype(np.float64) - boxes[:, :2]
+    return np.asarray(sides[:, 0] * sides[:, 1])
