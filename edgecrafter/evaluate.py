@@ -1,0 +1,199 @@
+"""How good a detector is on annotated pictures: COCO's numbers, a table per class, and files to keep."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgecrafter.data import loader
+from edgecrafter.data.annotations import Annotations
+from edgecrafter.infer import TOP_K, choose_device, detect
+from edgecrafter.metrics.coco import ClassScore, CocoCount, CocoScorer
+from edgecrafter.results import written_beside
+from edgecrafter.types import Labels
+
+if TYPE_CHECKING:
+    from edgecrafter.hub import ModelInfo
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The outcome of an evaluation. Numbers are in 0..1; an undefined one (no such objects) is ``nan``."""
+
+    model: str
+    overall: dict[str, float]
+    """AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl (see ``metrics.coco``)"""
+    per_class: list[ClassScore]
+    images: int
+    images_per_second: float
+    """reading, network and decoding together, of this process"""
+    count: CocoCount = field(repr=False)
+    scorer: CocoScorer = field(repr=False)
+
+    def table(self) -> str:
+        """The scores as text: one line for all, one per class; ``n/a`` where a number is undefined."""
+        head = "  ".join(f"{name} {_text(self.overall[name])}" for name in ("AP", "AP50", "AP75", "APs", "APm", "APl"))
+        width = max(5, *(len(row.name) for row in self.per_class))
+        lines = [head, f"{'class':<{width}}  objects     AP   AP50     AR     F1  at score"]
+        for row in self.per_class:
+            numbers = "  ".join(f"{_text(value):>5}" for value in (row.ap, row.ap50, row.ar, row.f1, row.threshold))
+            lines.append(f"{row.name:<{width}}  {row.objects:>7}  {numbers}")
+        return "\n".join(lines)
+
+    def write(self, folder: str | Path) -> Path:
+        """Write ``metrics.json``, ``per_class.csv``, ``curves.csv`` and ``predictions.json`` into ``folder``.
+
+        ``curves.csv`` holds recall, precision and score of every class with objects, at an overlap of 0.5.
+        ``predictions.json`` is in COCO's result format with the category ids of the data. Gives back the folder.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_json(folder / "metrics.json", self.to_dict())
+        rows = [_plain(asdict(row)) for row in self.per_class]
+        _write_csv(folder / "per_class.csv", list(rows[0]), (list(row.values()) for row in rows))
+        _write_csv(folder / "curves.csv", ["name", "recall", "precision", "score"], self._curves())
+        _write_json(folder / "predictions.json", self.scorer.results())
+        return folder
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``metrics.json`` says: plain values, None for undefined ones."""
+        return {
+            "model": self.model,
+            "images": self.images,
+            "images_per_second": round(self.images_per_second, 3),
+            "overall": _plain(self.overall),
+            "per_class": [_plain(asdict(row)) for row in self.per_class],
+        }
+
+    def _curves(self) -> Iterator[list[Any]]:
+        for label, row in enumerate(self.per_class):
+            if row.objects:
+                yield from ([row.name, *point] for point in self.count.curve(label).tolist())
+
+
+def evaluate(
+    network: nn.Module,
+    info: ModelInfo,
+    annotations: Annotations,
+    *,
+    batch: int = 8,
+    workers: int = 0,
+    device: str | int | torch.device | None = None,
+    precision: str = "fp32",
+    size: tuple[int, int] | None = None,
+    max_det: int | None = None,
+    progress: bool = True,
+    rank: int = 0,
+    world: int = 1,
+    gather: Callable[[object], list[object]] | None = None,
+) -> Scores:
+    """Score a detector on annotated pictures.
+
+    Boxes are not clipped to the picture, as in the released evaluation. The classes of model and data are matched by
+    name: what the model finds of other classes is left out.
+
+    Args:
+        network: gives ``Outputs`` for a normalised batch; its training flags are the same afterwards.
+        info: of the model; says its classes and how a picture becomes an input.
+        annotations: pictures and truth.
+        batch: images per forward pass.
+        workers: processes that read pictures; 0 reads in this one.
+        device: where to run; the network is moved there. None: where the network is.
+        precision: ``fp32``, ``bf16`` or ``fp16`` for the network; answers are decoded in float32.
+        size: (height, width) of the input, other than the model's own.
+        max_det: detections kept per image (default 300). Above 100, the scores for that many are added; the standard
+            numbers keep looking at 100 per class.
+        progress: show a bar on terminals.
+        rank, world, gather: this process, how many share the evaluation, and a function that gives every process the
+            objects of all; all of them return the same scores.
+
+    Raises:
+        ValueError: no images, an unknown precision, or objects of a class that the model does not have.
+    """
+    if not len(annotations):
+        raise ValueError(f"{annotations.root}: no images to evaluate on")
+    chosen, renamed = _shared_classes(info.labels, annotations)
+    network = network if device is None else network.to(choose_device(device))
+    batches = loader.plain(annotations, size or info.input.size, batch, workers=workers, rank=rank, world=world)
+    scorer = CocoScorer(annotations, max_det)
+    options: dict[str, Any] = {"top_k": max_det or TOP_K, "precision": precision, "classes": chosen}
+    start = time.perf_counter()
+    seen = 0
+    with _evaluating(network):
+        for each in _bar(batches, progress and rank == 0):
+            sizes = [target.size for target in each.targets]
+            found = detect(network, info.input, each.images, sizes, **options)
+            for target, detections in zip(each.targets, found, strict=True):
+                scorer.add(target.image_id, replace(detections, labels=renamed[detections.labels]))
+            seen += len(found)
+    rate = seen / (time.perf_counter() - start)
+    if world > 1:
+        assert gather is not None, "an evaluation shared by processes needs a way to gather"
+        scorer.merge(gather(scorer.state()))  # type: ignore[arg-type]
+    count = scorer.count()
+    return Scores(info.name, count.scores(), count.per_class(), len(annotations), rate, count, scorer)
+
+
+def _shared_classes(model: Labels, annotations: Annotations) -> tuple[Tensor | None, Tensor]:
+    """Labels of the model that the data have (None: all), and for every label of the model that of the data."""
+    data = annotations.labels
+    needed = np.unique(annotations.classes)
+    unknown = [data.names[label] for label in needed if data.names[label] not in model.names]
+    if unknown:
+        raise ValueError(
+            f"the data have objects of classes that the model does not know: {', '.join(unknown)}. "
+            f"The model knows: {', '.join(model.names)}. Train it on these data, or evaluate on data with its classes."
+        )
+    renamed = torch.tensor([data.names.index(name) if name in data.names else -1 for name in model.names])
+    chosen = (renamed >= 0).nonzero().flatten()
+    return (None if len(chosen) == len(model) else chosen), renamed
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode within, and the mode that every submodule had before afterwards."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _bar(batches: Any, show: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(batches, desc="evaluate", unit="batch", leave=False, disable=None if show else True)
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """The same values with None instead of nan, which JSON does not know."""
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}
+
+
+def _text(value: float) -> str:
+    return "n/a" if math.isnan(value) else f"{value:.3f}"
+
+
+def _write_json(path: Path, content: Any) -> None:
+    with written_beside(path) as beside:
+        beside.write_text(json.dumps(content, allow_nan=False, indent=None if isinstance(content, list) else 2))
+
+
+def _write_csv(path: Path, header: list[str], rows: Iterator[list[Any]]) -> None:
+    with written_beside(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(["n/a" if value is None else value for value in row] for row in rows)

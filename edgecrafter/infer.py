@@ -1,0 +1,82 @@
+"""From pictures of the input's size to detections: the step that evaluation and prediction share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from edgecrafter.postprocess import decode
+from edgecrafter.types import Detections, InputSpec
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TOP_K = 300
+"""detections kept per image, as in the released post-processor"""
+
+
+def detect(
+    network: nn.Module,
+    spec: InputSpec,
+    images: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    *,
+    top_k: int = TOP_K,
+    precision: str = "fp32",
+    classes: Tensor | None = None,
+) -> list[Detections]:
+    """Run a network that is in evaluation mode; its answers are decoded in float32 whatever the precision.
+
+    Args:
+        network: gives ``Outputs`` for a normalised batch.
+        spec: how a picture becomes an input; ``images`` have the size that is wanted already.
+        images: RGB uint8 [B, 3, H, W], on any device.
+        sizes: (height, width) of the B original pictures.
+        top_k: most detections per image.
+        precision: ``fp32``, ``bf16`` or ``fp16`` for the network.
+        classes: int64 labels to look for; None: all.
+
+    Returns:
+        B ``Detections`` on the CPU, best first, boxes in pixels of the originals, not clipped.
+
+    Raises:
+        ValueError: an unknown precision, or an answer that is not finite.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r} is not known: use one of {', '.join(PRECISIONS)}")
+    device = next(network.parameters()).device
+    with torch.inference_mode(), torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
+        layer = network(spec.normalise(images.to(device, non_blocking=True))).layers[-1]
+        if classes is not None:
+            layer = replace(layer, logits=layer.logits[..., classes.to(device)])
+        found = decode(layer, sizes, top_k)
+    return [_on_cpu(each, classes) for each in found]
+
+
+def choose_device(device: str | int | torch.device | None = None) -> torch.device:
+    """The device of that name (``cpu``, ``cuda``, ``cuda:1``, ``mps``, a GPU's number); None or "": the best one.
+
+    Raises ValueError for a name that torch does not know and for a device that is not there.
+    """
+    if device is None or device == "":
+        mps = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    name = f"cuda:{device}" if str(device).isdigit() else device
+    try:
+        chosen = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device {device!r} is not known: use 'cpu', 'cuda', 'cuda:0' or 'mps'") from None
+    count = {"cuda": torch.cuda.device_count, "mps": torch.mps.device_count}.get(chosen.type)
+    if count is not None and (chosen.index or 0) >= count():
+        raise ValueError(
+            f"device {device!r}: torch finds {count()} such devices on this machine. Use 'cpu', or leave it out"
+        )
+    return chosen
+
+
+def _on_cpu(found: Detections, classes: Tensor | None) -> Detections:
+    scores, labels, boxes = found.scores.cpu(), found.labels.cpu(), found.boxes.cpu()
+    if not (scores.isfinite().all() and boxes.isfinite().all()):
+        raise ValueError("the network's answer is not finite. In fp16 try bf16 or fp32; else the weights are unusable")
+    return replace(found, scores=scores, labels=labels if classes is None else classes[labels], boxes=boxes)

@@ -1,0 +1,248 @@
+"""Use a detector on pictures: files, folders, arrays."""
+
+from __future__ import annotations
+
+import glob
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from edgecrafter.data import images, placement
+from edgecrafter.geometry import boxes as box_ops
+from edgecrafter.infer import TOP_K, choose_device, detect
+from edgecrafter.results import Result
+from edgecrafter.types import Detections, Labels
+
+if TYPE_CHECKING:
+    from edgecrafter.hub import ModelInfo
+
+STRIDE = 32
+Source = str | Path | Image.Image | NDArray[np.uint8] | Sequence["Source"]
+
+
+class Predictor:
+    """A detector that is ready to use; the same pixels reach the network as in evaluation.
+
+    Args:
+        network: is moved to ``device`` and put in evaluation mode.
+        info: of the model; says its classes and how a picture becomes an input.
+        device: ``cpu``, ``cuda``, ``cuda:0``, ``mps``; None: the best there is.
+        precision: ``fp32``, ``bf16`` or ``fp16`` for the network.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        info: ModelInfo,
+        device: str | int | torch.device | None = None,
+        precision: str = "fp32",
+    ) -> None:
+        self.network = network.to(choose_device(device)).eval()
+        self.info = info
+        self.precision = precision
+
+    def __call__(
+        self,
+        source: Source,
+        conf: float = 0.4,
+        imgsz: int | Sequence[int] | None = None,
+        batch: int = 1,
+        max_det: int = TOP_K,
+        classes: str | int | Sequence[str | int] | None = None,
+    ) -> list[Result]:
+        """One ``Result`` per picture, in order; arguments and errors as ``stream``."""
+        return list(self.stream(source, conf, imgsz, batch, max_det, classes))
+
+    def stream(
+        self,
+        source: Source,
+        conf: float = 0.4,
+        imgsz: int | Sequence[int] | None = None,
+        batch: int = 1,
+        max_det: int = TOP_K,
+        classes: str | int | Sequence[str | int] | None = None,
+    ) -> Iterator[Result]:
+        """The results one after the other, for folders that are too large to hold all at once.
+
+        Boxes are in pixels of the original picture held upright, clipped to it (evaluation does not clip); one that
+        lies outside is left out. Results of files do not keep the picture in memory.
+
+        Args:
+            source: a file, a folder (its pictures, by name), a glob pattern such as ``"shots/*.png"``, a PIL picture, a
+                numpy array (uint8, RGB, [height, width, 3], or gray [height, width]), or a list of those. A file that
+                cannot be read is an error if it was named, and skipped with a warning at the end if it was found in a
+                folder or by a pattern.
+            conf: least score.
+            imgsz: input size other than the model's own, one number or (height, width); rounded up to multiples of 32.
+            batch: pictures per forward pass.
+            max_det: most detections per picture.
+            classes: names or numbers of the classes to look for.
+
+        Raises:
+            FileNotFoundError: no such file, or no pictures in the folder or for the pattern.
+            ValueError: a named file or array is not a usable picture, or an argument is out of range.
+        """
+        if not 0 <= conf <= 1:
+            raise ValueError(f"conf={conf}: the least score is a number from 0 to 1")
+        if batch < 1 or max_det < 1:
+            raise ValueError(f"batch={batch}, max_det={max_det}: both are at least 1")
+        size = self.info.input.size if imgsz is None else _input_size(imgsz)
+        chosen = None if classes is None else _chosen(classes, self.info.labels)
+        skipped: list[str] = []
+        pictures = _read(_items(source), skipped)
+        return self._results(pictures, skipped, conf, size, batch, max_det, chosen)
+
+    def _results(
+        self,
+        pictures: Iterator[tuple[_Item, Image.Image]],
+        skipped: list[str],
+        conf: float,
+        size: tuple[int, int],
+        batch: int,
+        max_det: int,
+        classes: Tensor | None,
+    ) -> Iterator[Result]:
+        while group := list(islice(pictures, batch)):
+            inputs = torch.stack([_input(picture, size) for _, picture in group])
+            sizes = [(picture.height, picture.width) for _, picture in group]
+            options: dict[str, Any] = {"top_k": max_det, "precision": self.precision, "classes": classes}
+            answers = detect(self.network, self.info.input, inputs, sizes, **options)
+            for (item, picture), found in zip(group, answers, strict=True):
+                yield self._result(item, picture, _inside(found.above(conf)))
+        if skipped:
+            warnings.warn(f"skipped {len(skipped)} files that cannot be read: " + "; ".join(skipped), stacklevel=2)
+
+    def _result(self, item: _Item, picture: Image.Image, found: Detections) -> Result:
+        kept = None if item.path is not None else picture
+        values = {name: getattr(found, name) for name in ("scores", "labels", "boxes", "size", "masks", "keypoints")}
+        return Result(**values, names=self.info.labels.names, path=item.path, picture=kept, title=item.title)
+
+
+@dataclass
+class _Item:
+    """A picture to look at: a file, or one in memory."""
+
+    title: str
+    path: Path | None = None
+    picture: Image.Image | None = None
+    found: bool = False
+    """came from a folder or pattern, so that it may turn out not to be a picture"""
+
+
+def _items(source: Source, position: int = 0) -> list[_Item]:
+    if isinstance(source, (list, tuple)):
+        return [item for index, each in enumerate(source) for item in _items(each, index)]
+    title = f"picture_{position:04d}.jpg"
+    if isinstance(source, Image.Image):
+        return [_Item(title, picture=_from_picture(source))]
+    if isinstance(source, np.ndarray):
+        return [_Item(title, picture=_from_array(source))]
+    if isinstance(source, (str, Path)):
+        return _files(source)
+    raise ValueError(
+        f"cannot predict on a {type(source).__name__}: give a file, a folder, a pattern, a PIL picture, "
+        "a numpy array [height, width, 3] or a list of those"
+    )
+
+
+def _files(source: str | Path) -> list[_Item]:
+    path = Path(source)
+    if path.is_file():
+        return [_Item(path.name, path)]
+    if path.is_dir():
+        found = images.listing(path)
+    elif glob.has_magic(str(source)):
+        matches = sorted(Path(match) for match in glob.glob(str(source), recursive=True))
+        found = [match for match in matches if match.suffix.lower() in images.SUFFIXES and match.is_file()]
+    elif "://" in str(source):
+        raise ValueError(f"{source}: pictures are read from this machine only. Download it first and give the file")
+    else:
+        raise FileNotFoundError(f"{source}: there is no such file or folder")
+    if not found:
+        raise FileNotFoundError(f"{source}: no pictures found ({', '.join(sorted(images.SUFFIXES))})")
+    return [_Item(match.name, match, found=True) for match in found]
+
+
+def _read(items: list[_Item], skipped: list[str]) -> Iterator[tuple[_Item, Image.Image]]:
+    """The items with their pictures, decoded when their turn comes; what is skipped is noted."""
+    for item in items:
+        if item.picture is not None:
+            yield item, item.picture
+            continue
+        assert item.path is not None
+        try:
+            picture = images.read(item.path)
+        except (ValueError, FileNotFoundError) as error:
+            if not item.found:
+                raise
+            skipped.append(str(error))
+        else:
+            yield item, picture
+
+
+def _from_picture(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I") or picture.mode == "F":
+        raise ValueError(f"picture of mode {picture.mode}: give the file itself, or convert it to 8 bits per channel")
+    return ImageOps.exif_transpose(picture).convert("RGB")
+
+
+def _from_array(array: NDArray[Any]) -> Image.Image:
+    gray = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1)
+    if array.dtype != np.uint8 or not array.size or not (gray or (array.ndim == 3 and array.shape[2] == 3)):
+        raise ValueError(
+            f"array of {array.dtype} {list(array.shape)}: expected uint8 (0..255), RGB, [height, width, 3], "
+            "or gray [height, width]. Several pictures are given as a list"
+        )
+    return Image.fromarray(array.reshape(array.shape[:2]) if gray else np.ascontiguousarray(array)).convert("RGB")
+
+
+def _input(picture: Image.Image, size: tuple[int, int]) -> Tensor:
+    """The picture as uint8 [3, h, w] of the input's size, resized as the loader does for evaluation."""
+    canvas = np.empty((*size, 3), np.uint8)
+    original = (picture.height, picture.width)
+    placement.paint(canvas, picture, original, placement.whole(original, size))
+    return torch.from_numpy(canvas).permute(2, 0, 1)
+
+
+def _inside(found: Detections) -> Detections:
+    """Boxes clipped to the picture, without those of which nothing is left."""
+    boxes = box_ops.clip(found.boxes, found.size)
+    found.boxes = boxes
+    return found.take((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
+
+
+def _input_size(imgsz: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) of the input, rounded up to multiples of 32."""
+    sides = (imgsz, imgsz) if isinstance(imgsz, int) else tuple(imgsz)
+    if len(sides) != 2 or min(sides) < 1:
+        raise ValueError(f"imgsz={imgsz}: expected a number of pixels or (height, width)")
+    height, width = (-(-side // STRIDE) * STRIDE for side in sides)
+    if (height, width) != sides:
+        warnings.warn(f"imgsz={imgsz} is not a multiple of {STRIDE}: using {height} x {width}", stacklevel=4)
+    return height, width
+
+
+def _chosen(classes: str | int | Sequence[str | int], labels: Labels) -> Tensor:
+    """Labels of the classes that are given by name or number, as a sorted int64 vector."""
+    wanted = [classes] if isinstance(classes, (str, int)) else list(classes)
+    known = {name: label for label, name in enumerate(labels.names)}
+    numbers = {str(label): label for label in range(len(labels))}
+    chosen = set()
+    for each in wanted:
+        label = known.get(each, numbers.get(each)) if isinstance(each, str) else numbers.get(str(each))
+        if label is None:
+            listed = ", ".join(f"{label} {name}" for label, name in enumerate(labels.names))
+            raise ValueError(f"class {each!r} is not one of the model's: {listed}")
+        chosen.add(label)
+    if not chosen:
+        raise ValueError("classes is empty: name at least one, or leave it out to look for all")
+    return torch.tensor(sorted(chosen))
