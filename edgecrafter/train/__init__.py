@@ -1,0 +1,1 @@
+"""Training: options, recipes, the loop and everything it needs."""

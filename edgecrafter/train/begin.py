@@ -1,0 +1,133 @@
+"""Where a run begins: the data, the network and the plan of a new run, or of one that goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from edgecrafter import hub
+from edgecrafter.data import check, formats
+from edgecrafter.data.annotations import Annotations
+from edgecrafter.hub import ModelInfo
+from edgecrafter.models.detector import Detector
+from edgecrafter.start import start
+from edgecrafter.train import distributed, recipes
+from edgecrafter.train.config import TrainConfig, input_size
+from edgecrafter.train.recipes import Plan
+from edgecrafter.train.state import LAST, WEIGHTS, interrupted, new_folder, read
+from edgecrafter.types import InputSpec
+
+FREE_ON_RESUME = ("device", "workers", "resume", "project", "name", "exist_ok")
+"""options that may differ when a run goes on: they do not change its result"""
+
+
+@dataclass
+class Begin:
+    """Everything that a run starts with."""
+
+    network: Detector
+    info: ModelInfo
+    train: Annotations
+    val: Annotations
+    plan: Plan
+    folder: Path
+    config: TrainConfig
+    saved: dict[str, Any] | None = None
+    """the state to go on from"""
+
+
+def fresh(config: TrainConfig) -> Begin:
+    """Read the data, make the network, the plan, and the folder with ``args.yaml``."""
+    training, validation = _data(config)
+    options = {} if config.queries is None else {"queries": config.queries}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        network, info, lines = start(
+            config.model, training.labels, _input(config), config.weights, config.backbone, **options
+        )
+    random_backbone = config.backbone is None and lines[0].endswith("starts from random weights")
+    recipe = recipes.recipe_for(info.task, hub.parse(info.name)[1])
+    plan = recipes.resolve(config, recipe, len(training), distributed.world(), random_backbone)
+    distributed.say("\n".join([*lines, *_crowded(training, info), plan.report()]))
+    folder = distributed.broadcast(
+        new_folder(config.project, config.name, config.exist_ok) if distributed.rank() == 0 else Path()
+    )
+    begin = Begin(network, info, training, validation, plan, folder, config)
+    if distributed.rank() == 0:
+        _write_args(begin)
+    return begin
+
+
+def continued(asked: TrainConfig) -> Begin:
+    """The run that ``asked.resume`` means, with its own options. Raises ``ValueError`` if other options were asked."""
+    folder = distributed.broadcast(interrupted(asked.resume, asked.project) if distributed.rank() == 0 else Path())
+    saved = read(folder / WEIGHTS / LAST)
+    config = TrainConfig.from_dict(saved["config"])
+    given = asked.given()
+    for name, value in given.items():
+        if name not in FREE_ON_RESUME and value != getattr(config, name):
+            raise ValueError(
+                f"{name}={value}: the run in {folder} was started with {getattr(config, name)} and goes on with "
+                f"its own options. Leave it out, or start a new run with model={folder}/{WEIGHTS}/last.safetensors"
+            )
+    config = replace(config, device=asked.device, workers=given.get("workers", config.workers))
+    info = distributed.broadcast(
+        hub.read(folder / WEIGHTS / "last.safetensors")[1] if distributed.rank() == 0 else None
+    )
+    assert info is not None
+    plan = Plan.from_dict(saved["plan"])
+    training, validation = _data(config)
+    steps = len(training) // distributed.world() // plan.batch // plan.accumulate
+    if saved["world"] != distributed.world() or training.labels != info.labels or steps != plan.steps:
+        raise ValueError(
+            f"{folder} was started with {saved['world']} processes, {plan.steps} steps per epoch and the classes "
+            f"{', '.join(info.labels.names)}; now these are {distributed.world()}, {steps} and "
+            f"{', '.join(training.labels.names)}. A run goes on with the same data and number of processes only"
+        )
+    distributed.say(f"going on after epoch {saved['progress']['epoch']}\n{plan.report()}")
+    return Begin(hub.build(info), info, training, validation, plan, folder, config, saved)
+
+
+def _data(config: TrainConfig) -> tuple[Annotations, Annotations]:
+    """Training and validation pictures, looked at and reported."""
+    if not config.data:
+        raise ValueError("no data given: data=FOLDER, or a data.yaml or COCO json file")
+    training = check.usable(formats.load(config.data, "train"))
+    validation = check.usable(formats.load(config.data, "val", training.labels))
+    for name, found in (("train", training), ("val", validation)):
+        distributed.say("\n  ".join([f"{name}: {found.root}", *check.report(found)]))
+        if found.crowd.all():
+            raise ValueError(f"{found.root}: no objects in the {name} pictures, nothing can be learned or scored")
+    return training, validation
+
+
+def _input(config: TrainConfig) -> InputSpec:
+    """The input of the model: that of the file it starts from, with the size that is asked for."""
+    file = Path(config.model).expanduser()
+    spec = hub.read(file)[1].input if file.is_file() else InputSpec()
+    return spec if config.imgsz is None else replace(spec, size=input_size(config.imgsz))
+
+
+def _crowded(training: Annotations, info: ModelInfo) -> list[str]:
+    """A warning when pictures have nearly as many objects as the model has queries."""
+    many, queries = int(np.percentile(training.counts(), 99)), info.size.queries
+    if many <= 0.6 * queries:
+        return []
+    return [
+        f"note: one picture in a hundred has {many} objects or more; {queries} queries are few, try queries={2 * many}"
+    ]
+
+
+def _write_args(begin: Begin) -> None:
+    """All options and the plan, beside the weights."""
+    content = {
+        "options": begin.config.to_dict(),
+        "plan": begin.plan.to_dict(),
+        "classes": list(begin.info.labels.names),
+    }
+    (begin.folder / "args.yaml").write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")

@@ -1,0 +1,137 @@
+"""Every option of a training run, with a line of help each. ``None``: taken from the recipe (``recipes.py``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+AUGMENTATIONS = ("default", "strong", "light", "none")
+
+
+@dataclass
+class TrainConfig:
+    """Options of ``edgecrafter train`` and ``edgecrafter.train``."""
+
+    model: str = "ecdet-s"
+    """name of a model (see `edgecrafter models`), or a weight file to start from"""
+    data: str = ""
+    """data set: a folder, a data.yaml or a COCO json; the format is recognised by looking at it"""
+    epochs: int | None = None
+    """passes over the training pictures; every phase of the schedule follows from it"""
+    batch: int | None = None
+    """pictures per step and process; learning rates follow the effective batch (batch x accumulate x processes)"""
+    accumulate: int = 1
+    """batches whose gradients are added up for one step: a large effective batch in little memory"""
+    imgsz: int | list[int] | None = None
+    """input size in pixels, one number or [height, width], multiples of 32; none: the model's own"""
+    device: str = ""
+    """cpu, cuda, cuda:1 or mps; empty: a GPU if there is one. Several GPUs: start with torchrun"""
+    workers: int | None = None
+    """processes that load pictures, 0 loads in the main process; none: up to 8, by the number of CPU cores"""
+    seed: int = 0
+    """the same seed, data and options give the same run (on a CPU to the bit)"""
+    resume: bool | str = False
+    """continue an interrupted run: true for the newest one in `project`, or the folder of the run"""
+    project: str = "runs/detect"
+    """folder in which runs are stored"""
+    name: str = "train"
+    """name of this run's folder; a number is appended when it exists"""
+    exist_ok: bool = False
+    """write into the folder even if it holds an earlier run, whose files are replaced"""
+    weights: str = "auto"
+    """what to start from: auto (the released weights of the name, or the file given as `model`), none, or a file"""
+    backbone: str | None = None
+    """a distilled vision transformer to start from: its name or file; the rest of the network is then new"""
+    queries: int | None = None
+    """number of queries, the largest number of objects that can be found in a picture; none: the model's own"""
+    lr: float | None = None
+    """learning rate at effective batch 32 of everything but the backbone"""
+    backbone_lr: float | None = None
+    """learning rate at effective batch 32 of the vision transformer"""
+    weight_decay: float | None = None
+    """decay of AdamW; norms and biases have none"""
+    warmup: int | None = None
+    """steps in which the learning rate rises from 0"""
+    clip: float | None = None
+    """largest total norm of the gradients; 0 does not limit it"""
+    ema: float | None = None
+    """decay of the averaged weights, which are the ones evaluated and kept; 0 averages nothing"""
+    augment: str = "default"
+    """default (the recipe's), strong (every picture mixed), light (colours and flip) or none; the last epochs only
+    flip"""
+    mosaic: float | None = None
+    """probability that a training picture is a mosaic of four, in the first half of the strong phase"""
+    mixup: float | None = None
+    """probability that a batch is mixed with itself, in the first half of the strong phase"""
+    patience: int = 0
+    """stop after so many evaluations without a better score; 0 never"""
+    val_every: int = 1
+    """epochs between two evaluations; the last epoch is always evaluated"""
+    reload_best: bool = True
+    """go back to the best weights when the strong augmentation ends, as the released training does"""
+    freeze: list[str] = field(default_factory=list)
+    """parts that stay as they are: beginnings of parameter names (backbone, encoder, ...), or `norm` for all
+    batch-norm statistics"""
+    precision: str = "auto"
+    """auto, fp32, bf16 or fp16; auto is bf16 on GPUs that have it and fp32 on CPUs. Losses are always fp32"""
+    compile: bool = False
+    """compile backbone and encoder (torch.compile): slow start, faster steps on a GPU"""
+    deterministic: bool = False
+    """ask torch for deterministic kernels on a GPU where they exist: slower"""
+
+    def __post_init__(self) -> None:
+        _choice("precision", self.precision, PRECISIONS)
+        _choice("augment", self.augment, AUGMENTATIONS)
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:  # also refuses nan
+                raise ValueError(f"{name}={value}: expected a number of at least {least}")
+        for name in ("mosaic", "mixup", "ema"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name}={value}: expected a number between 0 and 1")
+        if self.imgsz is not None:
+            self.imgsz = list(input_size(self.imgsz))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as written to ``args.yaml`` and into checkpoints."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """The reverse of ``to_dict``. Raises ``ValueError`` for unknown names."""
+        known = [f.name for f in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise ValueError(f"unknown training option {name!r}; known: {', '.join(known)}")
+        return cls(**values)
+
+    def given(self) -> dict[str, Any]:
+        """The options that differ from their defaults."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != _default(f)}
+
+
+_LEAST = {
+    "epochs": 1, "batch": 1, "accumulate": 1, "workers": 0, "queries": 1, "lr": 0, "backbone_lr": 0,
+    "weight_decay": 0, "warmup": 0, "clip": 0, "patience": 0, "val_every": 1, "seed": 0,
+}  # fmt: skip
+
+
+def input_size(imgsz: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) from one number or two. Raises ``ValueError`` unless both are multiples of 32."""
+    sides = (imgsz, imgsz) if isinstance(imgsz, int) else tuple(imgsz)
+    if len(sides) != 2 or any(side < 32 or side % 32 for side in sides):
+        near = [max(32, round(side / 32) * 32) for side in sides]
+        raise ValueError(f"imgsz={imgsz}: expected one or two multiples of 32, for example {near}")
+    return sides[0], sides[1]
+
+
+def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r}: choose one of {', '.join(allowed)}")
+
+
+def _default(option: Any) -> Any:
+    return option.default if option.default is not MISSING else option.default_factory()

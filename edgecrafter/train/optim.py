@@ -1,0 +1,93 @@
+"""AdamW with its parameter groups, and the flat-cosine learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from edgecrafter.train.recipes import Plan
+
+VIT = "backbone.vit."
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+
+
+def groups(network: nn.Module) -> list[list[str]]:
+    """Names of the trained parameters in four groups (EdgeCrafter as released).
+
+    0: ViT; 1: norms and biases of the ViT; 2: all other norms and biases; 3: the rest. Groups 1 and 2 have no weight
+    decay. Parameters that need no gradient are in no group. The pyramid's projections belong to the rest.
+    """
+    plain = _without_decay(network)
+    found: list[list[str]] = [[], [], [], []]
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            inside = name.startswith(VIT)
+            found[(1 if inside else 2) if name in plain else (0 if inside else 3)].append(name)
+    return found
+
+
+def _without_decay(network: nn.Module) -> set[str]:
+    """Parameters of norm layers, and biases: ``in_proj_bias`` of an attention is one."""
+    norms = {
+        f"{prefix}.{name}"
+        for prefix, module in network.named_modules()
+        if isinstance(module, NORMS)
+        for name, _ in module.named_parameters(recurse=False)
+    }
+    return norms | {name for name, _ in network.named_parameters() if name.endswith("bias")}
+
+
+def adamw(network: nn.Module, plan: Plan) -> torch.optim.AdamW:
+    """AdamW over the four groups of ``groups``, also when some are empty. Raises ``ValueError`` if all are."""
+    parameters = dict(network.named_parameters())
+    chosen = groups(network)
+    if not any(chosen):
+        raise ValueError("every parameter is frozen: nothing is left to train. Shorten the list `freeze`")
+    decays = (plan.weight_decay, 0.0, 0.0, plan.weight_decay)
+    return torch.optim.AdamW(
+        [
+            {"params": [parameters[name] for name in names], "lr": lr, "weight_decay": decay}
+            for names, lr, decay in zip(chosen, _rates(plan), decays, strict=True)
+        ],
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        fused=_fused(parameters.values()),
+    )
+
+
+def _fused(parameters: Iterable[nn.Parameter]) -> bool:
+    return all(p.device.type in ("cpu", "cuda") for p in parameters)
+
+
+def factor(i: int, total: int, warmup: int, flat: int, plain: int, gamma: float) -> float:
+    """Factor on the learning rate at iteration ``i`` of ``total``.
+
+    Quadratic rise over ``warmup`` iterations, 1 until ``flat``, a cosine down to ``gamma`` which is reached ``plain``
+    iterations before the end (RT-DETRv4 and EdgeCrafter as released).
+    """
+    if i <= warmup:
+        return (i / warmup) ** 2 if warmup else 1.0
+    if i <= flat:
+        return 1.0
+    if i >= total - plain:
+        return gamma
+    return gamma + (1 - gamma) * (1 + math.cos(math.pi * (i - flat) / (total - flat - plain))) / 2
+
+
+def set_rates(optimizer: torch.optim.Optimizer, plan: Plan, step: int) -> float:
+    """Set the learning rates for 0-based ``step``, from the plan and the step alone: resuming needs no other state.
+
+    Returns the factor. That of step 0 is ``(1 / warmup)^2``; the released training applies the factors one step late,
+    which gives its first step the full rate and its second one none.
+    """
+    value = factor(step + 1, plan.total, plan.warmup, plan.flat, plan.plain_steps, plan.gamma)
+    for group, rate in zip(optimizer.param_groups, _rates(plan), strict=True):
+        group["lr"] = rate * value
+    return value
+
+
+def _rates(plan: Plan) -> tuple[float, float, float, float]:
+    return plan.backbone_lr, plan.backbone_lr, plan.lr, plan.lr

@@ -1,0 +1,241 @@
+"""Published training settings, one row per task and size, and the plan of a run that is derived from them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from edgecrafter.data.transforms import PRESETS, Augment
+from edgecrafter.train.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of one model at effective batch ``batch``. Phases are given for ``epochs`` and scale with it."""
+
+    epochs: int
+    """all epochs, the plain ones included"""
+    mosaic_epochs: int
+    """epochs at the start with mosaic and mixup; also the end of the flat part of the learning rate"""
+    mosaic: float
+    mixup: float
+    backbone_lr: float
+    weight_decay: float
+    lr: float = 5e-4
+    batch: int = 32
+    plain_epochs: int = 2
+    """epochs at the end without strong augmentation"""
+    clip: float = 0.1
+    gamma: float = 0.5
+    """the learning rate ends at this fraction"""
+    ema: float = 0.9999
+    ema_warmup: int = 1000
+    warmup: int = 2000
+    """steps, but at most ``WARMUP_EPOCHS``"""
+    ours: bool = False
+    """true for rows that are not of the paper"""
+
+
+# EdgeCrafter, Table 10; clip, EMA and warm-up as in the released training. Rows p and n are ours: they start from
+# random weights, so backbone and head learn at one rate, and they are meant for small data on small machines.
+RECIPES = {
+    "detect": {
+        "p": Recipe(74, 36, 0.5, 0.0, 1e-3, 1e-4, lr=1e-3, batch=16, ours=True),
+        "n": Recipe(74, 36, 0.5, 0.5, 1e-3, 1e-4, lr=1e-3, batch=16, ours=True),
+        "s": Recipe(74, 36, 0.75, 0.75, 2.5e-5, 1e-4),
+        "m": Recipe(62, 30, 0.75, 0.75, 2.5e-5, 1e-4),
+        "l": Recipe(50, 24, 1.0, 1.0, 5e-6, 1.25e-4),
+        "x": Recipe(50, 24, 1.0, 1.0, 2.5e-6, 1.25e-4),
+    }
+}
+WARMUP_EPOCHS = 3
+
+# Ours, for runs that are not the published ones:
+STEPS_FLOOR = 3000  # fewer steps than this rarely converge; epochs that nobody asked for are raised to reach it ...
+EPOCHS_CEILING = 300  # ... up to this number
+WARMUP_SHARE = 5  # the warm-up takes at most 1/5 of the steps
+EMA_SHARE = 10  # the weights are averaged over at most 1/10 of the steps
+EMA_WARMUP_SHARE = 100
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every number that a run follows. Steps are optimiser steps."""
+
+    epochs: int
+    steps: int
+    """per epoch"""
+    batch: int
+    """pictures per process and forward"""
+    accumulate: int
+    effective_batch: int
+    """pictures per optimiser step, over all processes"""
+    mosaic_until: int
+    """first epoch without mosaic and mixup"""
+    plain_from: int
+    """first epoch without strong augmentation"""
+    augment: Augment
+    """at its strongest, that is in the first epochs"""
+    lr: float
+    backbone_lr: float
+    weight_decay: float
+    clip: float
+    gamma: float
+    warmup: int
+    """steps"""
+    flat: int
+    """step up to which the learning rate stays at its full value"""
+    ema: float
+    ema_warmup: int
+    notes: tuple[str, ...] = ()
+    """what was changed from the published recipe, and advice"""
+
+    @property
+    def total(self) -> int:
+        return self.epochs * self.steps
+
+    @property
+    def plain_steps(self) -> int:
+        return (self.epochs - self.plain_from) * self.steps
+
+    def augment_of(self, epoch: int) -> Augment:
+        """How strong the augmentation of an epoch is (Table 10)."""
+        if epoch >= self.plain_from:
+            return self.augment.gentle()
+        return self.augment if epoch < self.mosaic_until else self.augment.unmixed()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for YAML and checkpoints."""
+        return asdict(self) | {"notes": list(self.notes)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Plan:
+        """The reverse of ``to_dict``."""
+        return cls(**{**values, "augment": Augment(**values["augment"]), "notes": tuple(values["notes"])})
+
+    def report(self) -> str:
+        """The plan in a few lines for the console."""
+        lines = [
+            f"plan: {self.epochs} epochs of {self.steps} steps, {self.effective_batch} pictures each"
+            + (f" ({self.accumulate} x {self.batch} per process)" if self.accumulate > 1 else ""),
+            f"  learning rate {self.lr:.3g}, backbone {self.backbone_lr:.3g}: rises for {self.warmup} steps, flat until"
+            f" step {self.flat}, falls to {self.gamma:g} of it at step {self.total - self.plain_steps}",
+            f"  mosaic {self.augment.mosaic:g} and mixup {self.augment.mixup:g} until epoch {self.mosaic_until}, strong"
+            f" augmentation until epoch {self.plain_from}",
+            f"  weights averaged with decay {self.ema:.6g} (warm-up {self.ema_warmup} steps)",
+        ]
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+
+def recipe_for(task: str, size: str) -> Recipe:
+    """The row of a task and size. Raises ``ValueError`` that lists the known ones."""
+    try:
+        return RECIPES[task][size]
+    except KeyError:
+        known = ", ".join(f"{t} {s}" for t, rows in RECIPES.items() for s in rows)
+        raise ValueError(f"no training recipe for task {task!r}, size {size!r}; known: {known}") from None
+
+
+def resolve(config: TrainConfig, recipe: Recipe, pictures: int, world: int = 1, random_backbone: bool = False) -> Plan:
+    """The plan for a training set of ``pictures`` on ``world`` processes.
+
+    With the published data size and batch the published numbers come out. Otherwise, ours: phases keep their share of
+    the epochs; learning rates follow the square root of the effective batch, as suits Adam (Malladi et al. 2022, "On
+    the SDEs and scaling rules for adaptive gradient algorithms"), and the EMA decay its power (Busbridge et al. 2023,
+    "How to scale your EMA"); warm-up and EMA never take more than a share of a short run.
+    """
+    notes: list[str] = []
+    batch, accumulate, steps = _steps(config, recipe, pictures, world, notes)
+    epochs = _epochs(config, recipe, steps, notes)
+    plain = min(recipe.plain_epochs, epochs // 3)
+    mosaic_until = (epochs - plain) * recipe.mosaic_epochs // (recipe.epochs - recipe.plain_epochs)
+    total = epochs * steps
+    warmup = _warmup(config, recipe, steps, total, notes)
+    effective = batch * accumulate * world
+    lr, backbone_lr = _rates(config, recipe, effective, random_backbone, notes)
+    ratio = effective / recipe.batch
+    decay = min(recipe.ema**ratio, max(0.0, 1 - EMA_SHARE / total)) if config.ema is None else config.ema
+    ema_warmup = max(1, min(round(recipe.ema_warmup / ratio), total // EMA_WARMUP_SHARE))
+    return Plan(
+        epochs=epochs,
+        steps=steps,
+        batch=batch,
+        accumulate=accumulate,
+        effective_batch=effective,
+        mosaic_until=mosaic_until,
+        plain_from=epochs - plain,
+        augment=_augment(config, recipe),
+        lr=lr,
+        backbone_lr=backbone_lr,
+        weight_decay=_chosen(config.weight_decay, recipe.weight_decay),
+        clip=_chosen(config.clip, recipe.clip),
+        gamma=recipe.gamma,
+        warmup=warmup,
+        flat=max(mosaic_until * steps, warmup),
+        ema=decay,
+        ema_warmup=ema_warmup,
+        notes=tuple(notes),
+    )
+
+
+def _steps(config: TrainConfig, recipe: Recipe, pictures: int, world: int, notes: list[str]) -> tuple[int, int, int]:
+    """Batch, accumulated batches and optimiser steps per epoch; both shrink to what the pictures allow."""
+    share = pictures // world
+    if share < 1:
+        raise ValueError(f"{pictures} training pictures for {world} processes: use fewer processes or more pictures")
+    wanted = config.batch or max(1, recipe.batch // (world * config.accumulate))
+    batch = min(wanted, share)
+    if batch < wanted:
+        notes.append(f"batch reduced from {wanted} to {batch}: there are only {share} training pictures per process")
+    batches = share // batch
+    accumulate = min(config.accumulate, batches)
+    if accumulate < config.accumulate:
+        notes.append(f"accumulate reduced from {config.accumulate} to {accumulate}, the batches of an epoch")
+    return batch, accumulate, batches // accumulate
+
+
+def _epochs(config: TrainConfig, recipe: Recipe, steps: int, notes: list[str]) -> int:
+    needed = -(-STEPS_FLOOR // steps)
+    if config.epochs is not None:
+        if config.epochs < needed:
+            notes.append(f"{config.epochs * steps} steps are few: good results usually need {STEPS_FLOOR} or more, "
+                         f"here epochs={needed}")  # fmt: skip
+        return config.epochs
+    epochs = max(recipe.epochs, min(needed, EPOCHS_CEILING))
+    if epochs > recipe.epochs:
+        notes.append(f"small data set: {epochs} epochs instead of {recipe.epochs}, for {epochs * steps} steps")
+    return epochs
+
+
+def _warmup(config: TrainConfig, recipe: Recipe, steps: int, total: int, notes: list[str]) -> int:
+    if config.warmup is None:
+        return min(recipe.warmup, WARMUP_EPOCHS * steps, total // WARMUP_SHARE)
+    if config.warmup > total:
+        notes.append(f"warmup={config.warmup} is longer than the whole run of {total} steps and was cut to it")
+    return min(config.warmup, total)
+
+
+def _rates(
+    config: TrainConfig, recipe: Recipe, effective: int, random_backbone: bool, notes: list[str]
+) -> tuple[float, float]:
+    """Learning rates of the head and of the ViT."""
+    lr = _chosen(config.lr, recipe.lr)
+    backbone_lr = _chosen(config.backbone_lr, recipe.backbone_lr)
+    if random_backbone and config.backbone_lr is None and backbone_lr < lr:
+        notes.append(f"the backbone starts from random weights: it learns at the full rate, not at {backbone_lr:g}")
+        backbone_lr = lr
+    factor = (effective / recipe.batch) ** 0.5
+    if effective != recipe.batch:
+        notes.append(f"learning rates times {factor:.3g}: effective batch {effective} instead of {recipe.batch}")
+    return lr * factor, backbone_lr * factor
+
+
+def _augment(config: TrainConfig, recipe: Recipe) -> Augment:
+    preset = PRESETS[config.augment]
+    if config.augment == "default":
+        preset = replace(preset, mosaic=recipe.mosaic, mixup=recipe.mixup)
+    return replace(preset, mosaic=_chosen(config.mosaic, preset.mosaic), mixup=_chosen(config.mixup, preset.mixup))
+
+
+def _chosen(given: float | None, published: float) -> float:
+    return published if given is None else given

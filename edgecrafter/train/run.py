@@ -1,0 +1,175 @@
+"""A whole training: data, model, plan, loop, and the final evaluation of the best weights."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from edgecrafter import hub
+from edgecrafter.data import loader
+from edgecrafter.data.annotations import Annotations
+from edgecrafter.evaluate import Scores, evaluate
+from edgecrafter.tasks import TASKS, Task
+from edgecrafter.train import distributed, machine, optim
+from edgecrafter.train.begin import Begin, continued, fresh
+from edgecrafter.train.config import TrainConfig
+from edgecrafter.train.ema import Average
+from edgecrafter.train.log import Journal
+from edgecrafter.train.loop import fit
+from edgecrafter.train.state import WEIGHTS, RunState
+from edgecrafter.train.steps import SupervisedStep, worst_batch
+from edgecrafter.types import Batch
+
+MOST_OBJECTS = 1000
+"""objects per picture of the batch that tries the memory, at most"""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training leaves behind."""
+
+    folder: Path
+    best: Path
+    """weights of the best epoch: a model file"""
+    last: Path
+    """weights of the last epoch: a model file"""
+    scores: Scores
+    """the best weights on the validation pictures"""
+    epochs: int
+    """epochs trained"""
+
+
+def train(config: TrainConfig) -> Trained:
+    """Train a detector and evaluate the best weights.
+
+    Writes into ``project/name``: ``args.yaml`` (all options and the plan), ``results.csv``, TensorBoard events when
+    that is installed, ``weights/best.safetensors`` and ``weights/last.safetensors`` (models, with averaged weights),
+    ``weights/*.pt`` (to go on from), and ``val/`` (scores of the best weights).
+
+    Raises:
+        ValueError, FileNotFoundError: options, data or weights that cannot be used, or a training without finite
+            losses.
+    """
+    device = machine.device(config.device)
+    with distributed.session(device):
+        begin = continued(config) if config.resume else fresh(config)
+        return _run(begin, device)
+
+
+def _run(begin: Begin, device: torch.device) -> Trained:
+    config, plan, info, task = begin.config, begin.plan, begin.info, TASKS[begin.info.task]
+    precision = machine.precision(config.precision, device)
+    network = begin.network.to(device)
+    step = SupervisedStep(
+        network, task, info.labels, info.input, seed=config.seed, precision=precision, freeze=tuple(config.freeze)
+    )
+    state = _state(begin, network, device, precision)
+    if config.compile:
+        network.backbone.compile()
+        network.encoder.compile()
+
+    def score(averaged: nn.Module, pictures: Annotations = begin.val) -> dict[str, float]:
+        return _evaluate(averaged, begin, pictures, precision).overall
+
+    _rehearse(score(state.average.network, begin.val.subset([0])), task)
+    terms = tuple(row.name for row in step.loss.table)
+    journal = Journal(begin.folder, terms, task.scores, plan.epochs, state.progress.epoch)
+    distributed.say(f"results in {begin.folder}; after an interruption go on with resume={begin.folder}")
+    with closing(journal), machine.deterministic(config.deterministic):
+        fit(
+            step,
+            _batches(begin, device),
+            score,
+            state,
+            journal,
+            watch=task.scores[0],
+            patience=config.patience,
+            val_every=config.val_every,
+            reload_best=config.reload_best,
+            worst=_worst(begin, device) if device.type == "cuda" else None,
+            keep=lambda averaged, best: _keep(averaged, begin, best),
+        )
+    return _finish(begin, state)
+
+
+def _state(begin: Begin, network: nn.Module, device: torch.device, precision: str) -> RunState:
+    """Optimiser, average and scaler; of a new run saved at once, so that a kill in the first epoch is no loss."""
+    plan = begin.plan
+    average = Average(network, plan.ema, plan.ema_warmup)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    optimizer = optim.adamw(network, plan)
+    state = RunState(network, average, optimizer, scaler, plan, begin.folder, begin.config.to_dict())
+    if begin.saved is None:
+        _keep(average.network, begin, False)
+        state.save()
+    else:
+        state.load(begin.saved)
+        begin.saved = None
+    return state
+
+
+def _finish(begin: Begin, state: RunState) -> Trained:
+    """Score the best weights in full precision and say where everything is."""
+    best, last = (begin.folder / WEIGHTS / name for name in ("best.safetensors", "last.safetensors"))
+    network = state.average.network
+    network.load_state_dict(distributed.broadcast(hub.read(best)[0] if distributed.rank() == 0 else {}))
+    scores = _evaluate(network, begin, begin.val, "fp32")
+    if distributed.rank() == 0:
+        scores.write(begin.folder / "val")
+    distributed.say(
+        f"best epoch {state.progress.best_epoch + 1}:\n{scores.table()}\nmodel: {best}\nscores: {begin.folder / 'val'}"
+    )
+    return Trained(begin.folder, best, last, scores, state.progress.epoch)
+
+
+def _batches(begin: Begin, device: torch.device) -> loader.Loader:
+    return loader.batches(
+        begin.train,
+        begin.info.input.size,
+        begin.plan.batch,
+        augment_of=begin.plan.augment_of,
+        seed=begin.config.seed,
+        workers=machine.workers(begin.config),
+        rank=distributed.rank(),
+        world=distributed.world(),
+        pin=device.type == "cuda",
+    )
+
+
+def _worst(begin: Begin, device: torch.device) -> Batch:
+    """The largest batch that can come, for ``probe``."""
+    augment, info = begin.plan.augment, begin.info
+    most = int(begin.train.counts().max()) * (4 if augment.mosaic else 1) * (2 if augment.mixup else 1)
+    return worst_batch(info.input.size, begin.plan.batch, min(most, MOST_OBJECTS), info.labels, device)
+
+
+def _evaluate(network: nn.Module, begin: Begin, pictures: Annotations, precision: str) -> Scores:
+    return evaluate(
+        network,
+        begin.info,
+        pictures,
+        batch=begin.plan.batch,
+        workers=min(machine.workers(begin.config), len(pictures) - 1),
+        precision=precision,
+        rank=distributed.rank(),
+        world=distributed.world(),
+        gather=distributed.gather,
+    )
+
+
+def _rehearse(scores: dict[str, float], task: Task) -> None:
+    """One picture was evaluated before training: what fails in an evaluation fails now and not after an epoch."""
+    missing = [name for name in task.scores if name not in scores]
+    if missing:
+        raise ValueError(f"the evaluation gives no {', '.join(missing)}; it gives {', '.join(scores)}")
+
+
+def _keep(averaged: nn.Module, begin: Begin, best: bool) -> None:
+    """Write the averaged weights as a model file."""
+    if distributed.rank() == 0:
+        for name in ("last", *(["best"] if best else [])):
+            hub.save(averaged, begin.info, begin.folder / WEIGHTS / f"{name}.safetensors")

@@ -1,0 +1,155 @@
+"""A step: from a batch to named losses. What the loop drives and what is wrapped for several processes."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import torch
+from torch import Tensor, nn
+
+from edgecrafter.losses.set_loss import SetLoss
+from edgecrafter.tasks import Task
+from edgecrafter.train import distributed
+from edgecrafter.types import Batch, InputSpec, Labels, LayerOutput, Outputs, Target
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class SupervisedStep(nn.Module):
+    """Network, denoising and loss in one forward: ``Batch`` -> named losses whose sum is minimised.
+
+    The network runs under autocast, the losses in float32. Noise is a function of (seed, step, part, rank).
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        task: Task,
+        labels: Labels,
+        spec: InputSpec,
+        *,
+        loss: SetLoss | None = None,
+        seed: int = 0,
+        precision: str = "fp32",
+        freeze: tuple[str, ...] = (),
+        budget: int | None = None,
+    ) -> None:
+        """``loss`` and ``budget`` (denoising queries per image) are the task's unless given; ``freeze`` as in
+        ``TrainConfig``."""
+        super().__init__()
+        self.network = network
+        self.loss = loss or task.loss(labels)
+        self.task, self.labels, self.spec = task, labels, spec
+        self.seed, self.dtype = seed, PRECISIONS[precision]
+        self.budget = task.budget if budget is None else budget
+        self.still = freeze_parts(network, freeze)
+        self.train()
+
+    def train(self, mode: bool = True) -> SupervisedStep:
+        """As ``nn.Module.train``; frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for name in self.still:
+            self.network.get_submodule(name).eval()
+        return self
+
+    def forward(self, batch: Batch, step: int = 0, part: int = 0, objects: Tensor | None = None) -> dict[str, Tensor]:
+        """Losses of one batch.
+
+        ``part`` counts the batches of an accumulated step, and ``objects`` [2] are the objects of this part and the
+        mean of all parts, both over all processes; None when the step has one part.
+        """
+        noise = torch.Generator().manual_seed(_mixed(self.seed, step, part, distributed.rank()))
+        group = self.task.denoise(batch.targets, self.labels, noise, self.budget)
+        images = self.spec.normalise(batch.images)
+        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            outputs = self.network(images, [group])
+        self.loss.reduce_count = lambda counts: _shared_counts(counts, objects)
+        with torch.autocast(images.device.type, enabled=False):
+            losses: dict[str, Tensor] = self.loss(float32(outputs), batch.targets)
+        return losses
+
+
+def object_counts(batches: list[Batch], device: torch.device) -> Tensor | None:
+    """Objects of each batch of an accumulated step, mean over the processes, [P]; None for a single batch."""
+    if len(batches) == 1:
+        return None
+    counts = [sum(len(target.labels) for target in batch.targets) for batch in batches]
+    return distributed.mean(torch.tensor(counts, dtype=torch.float64, device=device))
+
+
+def _shared_counts(counts: Tensor, objects: Tensor | None) -> Tensor:
+    """Counts of one part -> the mean over processes and parts, by which its losses are divided.
+
+    The mean of the losses over the parts is then the loss of one large batch. It is exact for the objects. For pairs
+    that are known only after matching (the union) this part's ratio of pairs to objects stands for that of all (ours).
+    """
+    counts = distributed.mean(counts)
+    if objects is None:
+        return counts
+    own, mean = objects
+    scaled = counts.double() * mean / own
+    return torch.where(own > 0, scaled, mean).to(counts.dtype)
+
+
+def float32(outputs: Outputs) -> Outputs:
+    """The same outputs with everything the losses read in float32."""
+    return replace(
+        outputs,
+        layers=[_float32(layer) for layer in outputs.layers],
+        first=outputs.first and _float32(outputs.first),
+        encoder=outputs.encoder and _float32(outputs.encoder),
+        groups=[float32(group) for group in outputs.groups],
+    )
+
+
+def _float32(layer: LayerOutput) -> LayerOutput:
+    values = {f.name: getattr(layer, f.name) for f in fields(layer)}
+    return replace(layer, **{name: value.float() for name, value in values.items() if value is not None})
+
+
+def freeze_parts(network: nn.Module, parts: tuple[str, ...]) -> list[str]:
+    """Stop the learning of parameters whose names start with one of ``parts``; names of the modules to keep in
+    evaluation mode. ``norm`` keeps the statistics of every batch norm.
+
+    Raises ``ValueError`` for a part that names nothing.
+    """
+    still = []
+    modules = dict(network.named_modules())
+    for part in parts:
+        if part == "norm":
+            still += [n for n, m in modules.items() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+            continue
+        chosen = [p for n, p in network.named_parameters() if _inside(n, part)]
+        if not chosen:
+            known = ", ".join(name for name in modules if name and name.count(".") < 2)
+            raise ValueError(f"freeze={part!r} is the beginning of no parameter's name; parts: norm, {known}")
+        for parameter in chosen:
+            parameter.requires_grad_(False)
+        still += [name for name in modules if name and _inside(name, part)]
+    return still
+
+
+def _inside(name: str, part: str) -> bool:
+    return name == part or name.startswith(part.rstrip(".") + ".")
+
+
+def worst_batch(size: tuple[int, int], batch: int, objects: int, labels: Labels, device: torch.device) -> Batch:
+    """The largest batch that can come: ``batch`` gray pictures with ``objects`` objects each."""
+    side = max(1, int(objects**0.5 + 0.999))
+    place = torch.arange(objects)
+    centres = torch.stack([place % side, place // side], dim=1).add(0.5) / side
+    boxes = torch.cat([centres, torch.full_like(centres, 0.8 / side)], dim=1)
+    target = Target(labels=place % len(labels), boxes=boxes)
+    images = torch.full((batch, 3, *size), 114, dtype=torch.uint8)
+    return Batch(images, [replace(target) for _ in range(batch)]).to(device)
+
+
+def _mixed(*numbers: int) -> int:
+    """One seed from several numbers, well spread (the mixing step of splitmix64)."""
+    value = 0
+    for number in numbers:
+        value = (value + number + 0x9E3779B97F4A7C15) & (2**64 - 1)
+        value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+        value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+        value ^= value >> 31
+    return value >> 1
