@@ -1,0 +1,179 @@
+"""Where a picture and its objects come to lie in the network's input: the only place where geometry is applied.
+
+Every geometric step of the augmentation (zoom-out, crop, mosaic tile, resize, flip) is decided on paper first: it
+changes a ``Placement``, which is a rectangle of the picture, the rectangle of the input that it is stretched onto, and
+whether it is mirrored. Pixels are then touched once (``paint``), and everything known about the objects goes through
+one function (``place``). Both use the same map per axis, ``x' = scale * x + shift``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.nn import functional
+
+Rect = tuple[float, float, float, float]
+"""x0, y0, x1, y1"""
+
+FILL = 114
+"""gray of the empty border of a zoomed-out picture: the mean of ImageNet, close to 0 after normalisation"""
+ENOUGH = 0.65
+"""a picture may be decoded with this share of the pixels that are wanted along a side: the half of a 3:2 photo as wide
+as the input then does for a square tile of a mosaic"""
+MIN_SIDE = 0.999
+"""objects with less than one visible pixel along a side are dropped (less the rounding of float32)"""
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What is known of the objects of one picture. Optional kinds of truth are further fields of this class."""
+
+    boxes: NDArray[np.float32]
+    """[N, 4] xyxy in pixels"""
+    labels: NDArray[np.int64]
+    """[N] 0-based"""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, chosen: NDArray[np.bool_]) -> Objects:
+        """The chosen objects; ``chosen`` is [N] bool."""
+        return Objects(self.boxes[chosen], self.labels[chosen])
+
+
+def join(parts: Sequence[Objects]) -> Objects:
+    """The objects of several pictures as one list, in their order; all are in pixels of the same frame."""
+    if len(parts) == 1:
+        return parts[0]
+    return Objects(np.concatenate([part.boxes for part in parts]), np.concatenate([part.labels for part in parts]))
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A view of a picture stretched onto a rectangle of the network's input.
+
+    ``view`` is in pixels of the picture: inside it for a crop, larger than it for a zoom-out. ``onto`` is in pixels of
+    the input and whole-numbered. ``mirrored`` turns left and right around.
+    """
+
+    view: Rect
+    onto: Rect
+    mirrored: bool = False
+
+    def affine(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """((scale, shift) of x, the same of y): ``x' = scale * x + shift`` from picture to input pixels."""
+        (a, b, c, d), (x0, y0, x1, y1) = self.view, self.onto
+        if self.mirrored:
+            x0, x1 = x1, x0
+        x_scale, y_scale = (x1 - x0) / (c - a), (y1 - y0) / (d - b)
+        return (x_scale, x0 - x_scale * a), (y_scale, y0 - y_scale * b)
+
+    def mirror(self, width: int) -> Placement:
+        """The same in an input of ``width`` pixels that is seen in a mirror."""
+        x0, y0, x1, y1 = self.onto
+        return replace(self, onto=(width - x1, y0, width - x0, y1), mirrored=not self.mirrored)
+
+    def visible(self, size: tuple[int, int]) -> tuple[Rect, tuple[int, int, int, int]]:
+        """What of a picture of ``size`` (h, w) is seen, in its pixels, and the whole input pixels that it fills.
+
+        The second rectangle is empty when less than half an input pixel is seen.
+        """
+        x_map, y_map = self.affine()
+        left, right, x0, x1 = _visible(*x_map, size[1], self.onto[0], self.onto[2])
+        top, bottom, y0, y1 = _visible(*y_map, size[0], self.onto[1], self.onto[3])
+        return (left, top, right, bottom), (x0, y0, x1, y1)
+
+
+def _visible(scale: float, shift: float, length: int, low: float, high: float) -> tuple[float, float, int, int]:
+    """One axis of ``Placement.visible``: the ends seen of 0..length, and the ends of what they fill in low..high."""
+    start, stop = sorted((shift, scale * length + shift))
+    first, last = (round(min(max(end, low), high)) for end in (start, stop))
+    # there and back again: rounded, so that a whole picture ends exactly at its edge
+    near, far = sorted(round((end - shift) / scale, 6) for end in (first, last))
+    return max(near, 0.0), min(far, float(length)), first, last
+
+
+def whole(size: tuple[int, int], canvas: tuple[int, int]) -> Placement:
+    """The picture of ``size`` (h, w), stretched onto all of ``canvas`` (h, w): plain resizing."""
+    return Placement((0, 0, size[1], size[0]), (0, 0, canvas[1], canvas[0]))
+
+
+def place(objects: Objects, placement: Placement) -> Objects:
+    """The objects in pixels of the input, cut off at the edge of the placement.
+
+    Dropped are objects whose centre is not seen, and those of which less than one pixel is left along a side, be it a
+    pixel of the picture or of the input.
+    """
+    scale, shift = np.array(placement.affine()).T  # each [2], x and y
+    corners = np.sort(objects.boxes.reshape(-1, 2, 2) * scale + shift, axis=1)  # [N, 2 ends, 2 axes]
+    low, high = np.array(placement.onto).reshape(2, 2)
+    cut = np.minimum(np.maximum(corners, low), high)
+    centre = corners.sum(axis=1) / 2
+    is_large = cut[:, 1] - cut[:, 0] >= MIN_SIDE * np.maximum(1, np.abs(scale))
+    keep = ((centre >= low) & (centre <= high) & is_large).all(axis=1)
+    return replace(objects, boxes=cut.reshape(-1, 4).astype(np.float32)).take(keep)
+
+
+def pixels_needed(placement: Placement, size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int] | None:
+    """The (h, w) at which a picture of ``size`` may be decoded for this placement; None: only in full.
+
+    A picture that is shown whole is decoded in full, so that training without augmentation sees the same pixels as
+    evaluation does.
+    """
+    if replace(placement, mirrored=False) == whole(size, canvas):
+        return None
+    (x_scale, _), (y_scale, _) = placement.affine()
+    return int(size[0] * min(1.0, abs(y_scale) * ENOUGH)), int(size[1] * min(1.0, abs(x_scale) * ENOUGH))
+
+
+def paint(
+    canvas: NDArray[np.uint8],
+    picture: Image.Image,
+    size: tuple[int, int],
+    placement: Placement,
+    colours: Sequence[float] | None = None,
+) -> None:
+    """Paint a picture into ``canvas`` [H, W, 3] uint8, in place: crop, resize, colours and flip in one go.
+
+    ``size`` (h, w) is the frame of the placement; the picture itself may have been decoded smaller. ``colours`` is a
+    colour matrix of 12 numbers (``colours.distortion``), applied to what is seen before it is resized: both are linear
+    maps, the work is less than in the whole picture, and the empty border keeps its gray. Cuts lie on whole decoded
+    pixels, so that the picture may be off by a fraction of an input pixel.
+    """
+    seen, (x0, y0, x1, y1) = placement.visible(size)
+    if x1 <= x0 or y1 <= y0:
+        return
+    patch = _cut(picture, seen, size)
+    if colours is not None:
+        patch = patch.convert("RGB", tuple(colours))
+    if placement.mirrored:
+        patch = patch.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if (y1 - y0, x1 - x0) == canvas.shape[:2] and seen == (0, 0, size[1], size[0]):
+        canvas[...] = np.asarray(patch.resize((x1, y1), Image.Resampling.BILINEAR))  # the very pixels of evaluation
+    else:
+        canvas[y0:y1, x0:x1] = resize(patch, (y1 - y0, x1 - x0))
+
+
+def _cut(picture: Image.Image, seen: Rect, size: tuple[int, int]) -> Image.Image:
+    """The part ``seen`` of a picture, in pixels of ``size`` (h, w), cut at whole pixels of the picture as decoded."""
+    fx, fy = picture.width / size[1], picture.height / size[0]
+    left, top = min(round(seen[0] * fx), picture.width - 1), min(round(seen[1] * fy), picture.height - 1)
+    right, bottom = max(round(seen[2] * fx), left + 1), max(round(seen[3] * fy), top + 1)
+    if (left, top, right, bottom) == (0, 0, *picture.size):
+        return picture
+    return picture.crop((left, top, right, bottom))
+
+
+def resize(picture: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A picture resized to ``size`` (h, w), [h, w, 3].
+
+    As Pillow's bilinear resize to within 1 of 255, but in less time: torch works on several pixels at once.
+    """
+    planes = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+    resized = functional.interpolate(planes, size, mode="bilinear", antialias=True)
+    return np.asarray(resized[0].permute(1, 2, 0).numpy())
