@@ -120,7 +120,7 @@ def whole(path: str | os.PathLike[str]) -> bool:
     if start.startswith(b"\xff\xd8"):
         return tail.endswith(b"\xff\xd9")
     if start.startswith(b"\x89PNG"):
-        return b"IEND" in tail
+        return b"IEND\xaeB`\x82" in tail
     if start.startswith(b"RIFF") and start.endswith(b"WEBP"):
         return length >= 8 + int(struct.unpack("<I", start[4:8])[0])
     return False
@@ -139,7 +139,8 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
     except UnidentifiedImageError:
         raise ValueError(f"{os.fspath(path)}: {_stranger(Path(path))}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"{os.fspath(path)}: too large to decode safely ({error}). Scale the picture down.") from None
+        reason = str(error).split(",")[0]
+        raise ValueError(f"{os.fspath(path)}: too large to decode safely: {reason}. Scale the picture down.") from None
     except Exception as error:  # decoders raise nearly anything on broken bytes
         reason = str(error) or type(error).__name__
         raise ValueError(
