@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from edgecrafter import hub
+from edgecrafter import hub, registry
 from edgecrafter.data import formats
 from edgecrafter.evaluate import Scores, evaluate
 from edgecrafter.hub import ModelInfo
@@ -169,7 +169,10 @@ def info(model: str | Path | Model, imgsz: Side = None) -> Summary:
     if isinstance(model, Model):
         return model.summary(imgsz)
     if str(model).lower() in hub.names():
-        return Model(*hub.create(str(model), hub.COCO)).summary(imgsz)
+        network, found = hub.create(str(model), hub.COCO)
+        row = registry.find(found.name)
+        licence = row.licence if row else "none published, the size is ours"
+        return Model(network, replace(found, licence=licence)).summary(imgsz)
     return load(model, "cpu").summary(imgsz)
 
 

@@ -1,8 +1,8 @@
 """From the words of a command line to one dataclass of options.
 
 ``--epochs 10``, ``--epochs=10`` and ``epochs=10`` mean the same, ``--batch-size`` is ``--batch_size``, and names that
-other tools use for the same thing are in ``ALIASES``. jsonargparse checks the values against the types of the dataclass
-and reads ``--config``. The text below each field is its help.
+other tools use for the same thing are in ``ALIASES``. jsonargparse checks the values against the types of the fields.
+The text below each field is its help.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import json
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 ALIASES = {
@@ -61,14 +63,53 @@ def parse(options: type[T], words: Sequence[str], positionals: Sequence[str] = (
     from jsonargparse import ArgumentError, ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--config", action="config")
     parser.add_class_arguments(options, as_group=False, instantiate=False)
+    files, words = _config_files(words)
     given = list(normalise(options, words, positionals))
+    named = {name.rstrip("+") for name, _ in given}
+    for file in files:
+        given = [pair for pair in _from_file(file, options) if pair[0] not in named] + given
     try:
         found = parser.parse_args([f"--{name}={value}" for name, value in given])
     except ArgumentError as error:
         raise UsageError(_explain(str(error), options, dict(given))) from None
     return options(**{field.name: found[field.name] for field in fields(options)})
+
+
+def _config_files(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The files named by ``--config``, the last first, and the other words."""
+    files: list[str] = []
+    others: list[str] = []
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
+        name, _, value = word.removeprefix("--").partition("=")
+        if name != "config" or word == "config":
+            others.append(word)
+        elif "=" in word or queue:
+            files.insert(0, value or queue.pop(0))
+        else:
+            raise UsageError("--config needs a file. See --help.")
+    return files, others
+
+
+def _from_file(file: str, options: type[Options]) -> list[tuple[str, str]]:
+    """Options of a YAML file, under our names or aliases; an ``args.yaml`` of a run keeps them below ``options``."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UsageError(f"{file}: not a YAML file ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{file}: expected lines such as 'epochs: 74'")
+    content = content.get("options", content)
+    types = {field.name: str(field.type) for field in fields(options)}
+    return [
+        (_resolve(str(name), types)[0], value if isinstance(value, str) else json.dumps(value))
+        for name, value in content.items()
+        if value is not None
+    ]
 
 
 def normalise(options: type[Options], words: Sequence[str], positionals: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -131,8 +172,6 @@ def _pair(name: str, value: str, types: dict[str, str]) -> tuple[str, str]:
         return (name, value) if value.startswith("[") else (f"{name}+", value)
     if "list[int]" in kind and re.fullmatch(r"\d+\s*[x,]\s*\d+", value):
         return name, f"[{','.join(re.findall('[0-9]+', value))}]"
-    if "list[" in kind and not value.startswith("[") and value != "null":
-        return name, f"[{value}]"
     return name, value
 
 

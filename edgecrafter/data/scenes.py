@@ -187,8 +187,8 @@ def _box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
 
 def _seen(points: Floats, size: int) -> Floats:
     """[K, 2] -> [K, 3] with visibility 2 inside the picture; COCO writes 0, 0, 0 outside."""
-    inside = ((points >= 0) & (points < size)).all(1)
-    return np.where(inside[:, None], np.column_stack([points, np.full(len(points), 2.0)]), 0.0)
+    inside = np.all((points >= 0) & (points < size), axis=1, keepdims=True)
+    return np.where(inside, np.column_stack([points, np.full(len(points), 2.0)]), 0.0)
 
 
 def _cover(thing: Thing, mask: NDArray[np.bool_]) -> None:
