@@ -35,8 +35,9 @@ def start(
     file = Path(model).expanduser()
     given = read(file) if file.is_file() else None
     name = given[1].name if given else str(model)
-    if given and not options:
-        info = replace(given[1], labels=labels, input=input, licence=OWN_LICENCE, source=file.name)
+    if given:
+        size = given[1].size.changed(**options)
+        info = replace(given[1], size=size, labels=labels, input=input, licence=OWN_LICENCE, source=file.name)
         network = build(info)
     else:
         network, info = create(name, labels, input, **options)

@@ -58,7 +58,7 @@ def allowed_pairs(groups: Sequence[QueryGroup], own: int, device: torch.device) 
     for group in groups:
         segments.append(group.segment.to(device) + first)
         sees.append(torch.full_like(segments[-1], group.sees_own, dtype=torch.bool))
-        first += int(group.segment.max()) + 1 if len(group.segment) else 0
+        first += len(group.segment)  # at least the number of its segments, known without asking the device
     segment = torch.cat([*segments, torch.full((own,), -1, device=device)])
     see = torch.cat([*sees, torch.ones(own, dtype=torch.bool, device=device)])
     return (segment[:, None] == segment[None]) | (see[:, None] & (segment == -1)[None])

@@ -92,7 +92,8 @@ class ECViT(nn.Module):
             nn.init.trunc_normal_(self.registers, std=0.02)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        patches = self.stem(images)
+        # channels last: convolutions on a CPU take three quarters of the time, and tokens need no copy
+        patches = self.stem(images.contiguous(memory_format=torch.channels_last))
         B, D, h, w = patches.shape
         x = patches.flatten(2).transpose(1, 2)
         angles = rotary_angles(h, w, self.periods)  # type: ignore[arg-type]

@@ -30,9 +30,11 @@ class RotaryAttention(nn.Module):
     def forward(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         """x [B, N, D], cosine and sine [N, D / heads / 2] -> [B, N, D]."""
         B, N, D = x.shape
-        qkv = self.qkv(x).view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        q, k = rotate(qkv[:2], cosine.to(x.dtype), sine.to(x.dtype))
-        return self.proj(attend(q, k, qkv[2]).transpose(1, 2).reshape(B, N, D))  # type: ignore[no-any-return]
+        q, k, v = self.qkv(x).view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4).unbind()
+        cosine, sine = cosine.to(q.dtype), sine.to(q.dtype)
+        q, k = rotate(q, cosine, sine), rotate(k, cosine, sine)
+        # a copy of v frees the unrotated q and k, which share its memory, until the backward pass
+        return self.proj(attend(q, k, v.contiguous()).transpose(1, 2).reshape(B, N, D))  # type: ignore[no-any-return]
 
 
 class PositionedAttention(nn.Module):
