@@ -101,4 +101,4 @@ def _name(pen: ImageDraw.ImageDraw, plate: Corners, text: str, paint: Colour, fo
     """Write a name on a plate of the box's colour."""
     _, top, _, _ = pen.textbbox((0, 0), "Ag", font=font)
     pen.rectangle(plate, fill=paint)
-    pen.text((plate[0] + 2 * line, plate[1] + 1.5 * line - top), text, fill=ink(paint), font=font)
+    pen.text((plate[0] + 2 * line, plate[1] + 3 * line // 2 - round(top)), text, fill=ink(paint), font=font)

@@ -1,0 +1,183 @@
+"""An evaluation pairs pictures, answers and truth, writes what it found, and leaves the network as it was."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import math
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from small_data import Oracle, annotations, picture
+from torch import nn
+
+from edgecrafter import hub
+from edgecrafter.data.annotations import Annotations, to_coco
+from edgecrafter.evaluate import Scores, evaluate
+from edgecrafter.types import InputSpec, Labels
+
+LABELS = Labels(("cat", "dog", "bird"), (90, 7, 1))
+SIZES = [(60, 90), (64, 64), (120, 50), (33, 77), (64, 128)]
+SPEC = InputSpec(size=(64, 96))
+
+
+@pytest.fixture
+def truth(tmp_path: Path) -> Annotations:
+    """Five pictures of different sizes; the fourth is empty, no bird anywhere."""
+    for index, size in enumerate(SIZES):
+        picture(size, index).save(tmp_path / f"{index}.png")
+    objects = [[(i % 2, (3.0, 4.0, 30.0 + i, 28.0), False), (0, (10.0, 12.0, 45.0, 30.0), False)] for i in range(5)]
+    objects[3] = []
+    return annotations(LABELS, objects, SIZES, tmp_path)
+
+
+def network(labels: Labels = LABELS) -> tuple[nn.Module, hub.ModelInfo]:
+    torch.manual_seed(0)
+    return hub.create("ecdet-p", labels, SPEC)
+
+
+def run(net: nn.Module, info: hub.ModelInfo, truth: Annotations, **options: object) -> Scores:
+    return evaluate(net, info, truth, progress=False, **{"batch": 2, **options})  # type: ignore[arg-type]
+
+
+def test_perfect_answers_score_one(truth: Annotations) -> None:
+    scores = run(Oracle(truth, 3), network()[1], truth)
+    assert scores.overall["AP"] == pytest.approx(1) and scores.images == 5 and scores.images_per_second > 0
+    assert [row.objects for row in scores.per_class] == [7, 1, 0]
+
+
+def test_classes_are_matched_by_name(truth: Annotations) -> None:
+    info = network(Labels(("car", "dog", "bird", "tree", "cat")))[1]
+    scores = run(Oracle(truth, 5, renamed=[4, 1, 2]), info, truth)
+    assert scores.overall["AP"] == pytest.approx(1)
+    assert {row["category_id"] for row in scores.scorer.results()} <= {90, 7, 1}
+
+
+def test_objects_that_the_model_cannot_know_are_an_error(truth: Annotations) -> None:
+    with pytest.raises(ValueError, match="the model does not know: dog"):
+        run(*network(Labels(("cat", "bird"))), truth)
+
+
+def test_what_is_written(truth: Annotations, tmp_path: Path) -> None:
+    net, info = network()
+    scores = run(net, info, truth)
+    folder = scores.write(tmp_path / "out" / "val")
+    assert {path.name for path in folder.iterdir()} == {
+        "metrics.json",
+        "per_class.csv",
+        "curves.csv",
+        "predictions.json",
+    }
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["model"] == "ecdet-p" and metrics["overall"]["APl"] is None
+    assert metrics["overall"]["AP"] == scores.overall["AP"]
+    rows = list(csv.DictReader((folder / "per_class.csv").open()))
+    assert [row["name"] for row in rows] == list(LABELS.names) and rows[2]["ap"] == "n/a"
+    assert float(rows[0]["ap"]) == pytest.approx(scores.per_class[0].ap)
+    curves = list(csv.DictReader((folder / "curves.csv").open()))
+    assert [sum(row["name"] == name for row in curves) for name in LABELS.names] == [101, 101, 0]
+    table = scores.table()
+    assert "n/a" in table and "nan" not in table and all(name in table for name in LABELS.names)
+
+
+def test_written_predictions_give_the_same_numbers_elsewhere(truth: Annotations, tmp_path: Path) -> None:
+    coco, cocoeval = pytest.importorskip("pycocotools.coco"), pytest.importorskip("pycocotools.cocoeval")
+    scores = run(Oracle(truth, 3), network()[1], truth)
+    known = coco.COCO()
+    known.dataset = {"info": {}, **to_coco(truth)}
+    known.createIndex()
+    predicted = known.loadRes(str(scores.write(tmp_path) / "predictions.json"))
+    counter = cocoeval.COCOeval(known, predicted, "bbox")
+    counter.evaluate()
+    counter.accumulate()
+    counter.summarize()
+    assert counter.stats[0] == pytest.approx(scores.overall["AP"])
+    assert [row["image_id"] for row in scores.scorer.results()] == sorted(
+        r["image_id"] for r in predicted.anns.values()
+    )
+
+
+def test_modes_and_weights_are_left_alone(truth: Annotations) -> None:
+    net, info = network()
+    net.train()
+    frozen = next(module for module in net.modules() if isinstance(module, nn.BatchNorm2d)).eval()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    run(net, info, truth)
+    modes = [module.training for module in net.modules() if module is not frozen]
+    assert all(modes) and not frozen.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_batch_and_workers_do_not_change_the_answers(truth: Annotations) -> None:
+    net, info = network()
+    one, many = run(net, info, truth, batch=1), run(net, info, truth, batch=4, workers=2)
+    for a, b in zip(one.scorer.results(), many.scorer.results(), strict=True):
+        assert a["image_id"] == b["image_id"] and a["score"] == pytest.approx(b["score"], abs=1e-5)
+
+
+def test_processes_share_the_images(truth: Annotations) -> None:
+    net, info = network()
+    alone = run(net, info, truth)
+    scores: dict[int, Scores] = {}
+    states: list[object] = [None, None]
+    barrier = threading.Barrier(2, timeout=60)
+
+    def process(rank: int) -> None:
+        def gather(state: object) -> list[object]:
+            states[rank] = state
+            barrier.wait()
+            return states
+
+        scores[rank] = run(copy.deepcopy(net), info, truth, rank=rank, world=2, gather=gather)
+
+    threads = [threading.Thread(target=process, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert scores[0].overall == pytest.approx(scores[1].overall, nan_ok=True)
+    for a, b in zip(scores[0].scorer.results(), alone.scorer.results(), strict=True):
+        assert a["image_id"] == b["image_id"] and a["score"] == pytest.approx(b["score"], abs=1e-5)
+
+
+def test_the_size_can_be_another(truth: Annotations) -> None:
+    net, info = network()
+    seen = []
+    net.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
+    run(net, info, truth, size=(96, 32), batch=5)
+    assert seen == [(5, 3, 96, 32)]
+
+
+def test_the_network_runs_in_the_precision_that_was_asked_for(truth: Annotations) -> None:
+    net, info = network()
+    kinds = []
+    net.register_forward_hook(lambda _module, _inputs, outputs: kinds.append(outputs.layers[-1].logits.dtype))
+    exact, half = (run(net, info, truth, batch=5, precision=each).scorer.results() for each in ("fp32", "bf16"))
+    assert kinds == [torch.float32, torch.bfloat16]
+    assert half[0]["score"] == pytest.approx(exact[0]["score"], rel=0.2)
+
+
+def test_more_detections_on_request(truth: Annotations) -> None:
+    net, info = network()
+    scores = run(net, info, truth, max_det=150)
+    assert len(scores.scorer.results()) == 5 * 150 and "AP@150" in scores.overall
+    assert len(run(net, info, truth, max_det=20).scorer.results()) == 5 * 20
+
+
+def test_an_unusable_network_is_an_error(truth: Annotations) -> None:
+    net, info = network()
+    with torch.no_grad():
+        next(net.parameters()).fill_(math.nan)
+    with pytest.raises(ValueError, match="not finite"):
+        run(net, info, truth)
+
+
+def test_arguments_are_checked(truth: Annotations) -> None:
+    net, info = network()
+    with pytest.raises(ValueError, match="fp32, bf16, fp16"):
+        run(net, info, truth, precision="int8")
+    with pytest.raises(ValueError, match="no images"):
+        run(net, info, truth.subset([]))
