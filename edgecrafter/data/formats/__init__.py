@@ -10,6 +10,7 @@ from pathlib import Path
 
 from edgecrafter.data.annotations import Annotations
 from edgecrafter.data.formats import coco, coco_files, voc, yolo, yolo_files
+from edgecrafter.data.formats.splits import ALIASES
 from edgecrafter.types import Labels
 
 Read = Callable[[Path, str, Labels | None], Annotations]
@@ -24,7 +25,7 @@ SIGNS: dict[str, Callable[[Path], list[str]]] = {
 }
 """What in a folder speaks for a layout; an empty list: nothing."""
 
-SPLITS = ("train", "val", "test")
+SPLITS = tuple(ALIASES)
 
 _SOUGHT = (
     "COCO (annotations/instances_train.json, train/_annotations.coco.json), "

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-ROBOFLOW = "_annotations.coco.json"
-ALIASES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-"""What each split may be called."""
+from edgecrafter.data.formats.splits import ALIASES
 
+ROBOFLOW = "_annotations.coco.json"
 _OTHER_KINDS = ("captions", "stuff", "panoptic", "image_info", "deprecated")
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from edgecrafter.data import images
 from edgecrafter.data.annotations import Annotations
 from edgecrafter.data.formats import classes, clean
+from edgecrafter.data.formats.splits import ALIASES
 from edgecrafter.types import Labels
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -86,7 +87,7 @@ def read(root: Path, split: str, labels: Labels | None = None) -> Annotations:
 def _list(root: Path, split: str) -> tuple[list[str], list[str]]:
     """Names of the pictures of a split, without ending, and notes."""
     folder = root / "ImageSets" / "Main"
-    options = {"val": ("val", "valid", "test")}.get(split, (split,))
+    options = (*ALIASES.get(split, (split,)), *(("test",) if split == "val" else ()))
     file = next((folder / f"{name}.txt" for name in options if (folder / f"{name}.txt").is_file()), None)
     if file is None:
         there = ", ".join(sorted(path.name for path in folder.glob("*.txt"))) or "no lists"

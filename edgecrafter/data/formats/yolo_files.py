@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from edgecrafter.data import images
+from edgecrafter.data.formats.splits import ALIASES
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
-ALIASES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 TEMPLATE = "path: .\ntrain: images/train\nval: images/val\nnames: [first class, second class]"
 """The least that a data.yaml has to say."""
