@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -215,6 +218,21 @@ def test_numbers_out_of_range_are_refused(data, change, message):
 def test_no_pictures_are_refused(data):
     with pytest.raises(ValueError, match="no pictures"):
         loader.plain(data.subset([]), SIZE, 2)
+
+
+def test_workers_can_be_spawned(data):
+    dataset, key = Dataset(data, SIZE), Key(1, 2, (3, 4), Augment.strong())
+    there, sent = pickle.loads(pickle.dumps((dataset, key)))
+    assert torch.equal(there[sent].images, dataset[key].images)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the memory use from /proc")
+def test_memory_does_not_grow(data):
+    batches, used = train(data, 4, Augment.strong(1.0, 1.0)), []
+    for epoch in range(60):
+        epoch_of(batches, epoch)
+        used.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+    assert used[-1] - used[20] < 2**20  # 117 batches in between, and a batch takes 24 kB
 
 
 def test_a_worker_sends_one_tensor(data):

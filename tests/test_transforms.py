@@ -210,6 +210,8 @@ def test_distortion_changes_colours_but_not_the_border():
     assert all(distortion(rng, 0.0) is None for _ in range(20))
     matrices = [distortion(rng, 0.5) for _ in range(400)]
     assert 0.03 < sum(matrix is None for matrix in matrices) / 400 < 0.1  # (1 - 0.5)^4
+    middle = [np.reshape(matrix, (3, 4)) @ (114, 114, 114, 1) for matrix in matrices if matrix]
+    assert 30 < np.abs(np.array(middle) - 114).max() <= 32 * 1.5  # brightness times contrast, nothing else
     canvas = np.full((40, 40, 3), FILL, np.uint8)
     picture = Image.new("RGB", (10, 10), (100, 150, 50))
     colours = (1.0, 0, 0, 20, 0, 1.0, 0, 20, 0, 0, 1.0, 20)

@@ -1,8 +1,8 @@
 """Photometric distortion in the manner of SSD (Liu et al. 2016), composed into one colour matrix per picture.
 
 Brightness, contrast, saturation and hue are all linear maps of a colour, so their product is drawn first and applied
-once, in bytes. Compared with SSD, saturation and hue act on the chroma plane of YIQ instead of HSV, and clipping to
-0..255 happens once at the end.
+once, in bytes. Three things differ from SSD: contrast turns about a middle gray, so that bright pictures do not become
+white; saturation and hue act on the chroma plane of YIQ instead of HSV; clipping to 0..255 happens once, at the end.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 BRIGHTNESS = 32.0
 """added to all channels, at most, of 255"""
 CONTRAST = (0.5, 1.5)
+MIDDLE = 114.0
+"""gray that contrast leaves alone, of 255: the mean of ImageNet"""
 SATURATION = (0.5, 1.5)
 HUE = 18.0
 """degrees, at most, to either side"""
@@ -34,8 +36,8 @@ def distortion(rng: np.random.Generator, probability: float) -> tuple[float, ...
     gain = rng.uniform(*CONTRAST) if contrast else 1.0
     chroma = rng.uniform(*SATURATION) if saturation else 1.0
     angle = np.deg2rad(rng.uniform(-HUE, HUE)) if hue else 0.0
-    linear = gain * turn(chroma, angle)
-    return tuple(np.column_stack([linear, np.full(3, gain * added)]).ravel().tolist())
+    offset = gain * added + (1 - gain) * MIDDLE
+    return tuple(np.column_stack([gain * turn(chroma, angle), np.full(3, offset)]).ravel().tolist())
 
 
 def turn(chroma: float, angle: float) -> NDArray[np.float64]:

@@ -45,17 +45,17 @@ class TrainOrder:
         return self.steps
 
     def __iter__(self) -> Iterator[Key]:
-        augment = self.augment_of(self.epoch)
+        epoch, augment = self.epoch, self.augment_of(self.epoch)
         order = np.arange(self.count)
         if self.shuffle:
-            order = generator(Draw.ORDER, self.seed, self.epoch).permutation(self.count)
+            order = generator(Draw.ORDER, self.seed, epoch).permutation(self.count)
         together = self.batch * self.world
         for step in range(self.steps):
             chosen = order[step * together : (step + 1) * together]
             # a last, smaller batch is filled up from the start of the order until every rank has the same share
             missing = -len(chosen) % self.world
             chosen = np.concatenate([chosen, np.resize(order, missing)])
-            yield Key(self.epoch, step, tuple(chosen[self.rank :: self.world].tolist()), augment)
+            yield Key(epoch, step, tuple(chosen[self.rank :: self.world].tolist()), augment)
 
 
 class PlainOrder:
@@ -82,12 +82,7 @@ class Loader:
     """
 
     def __init__(
-        self,
-        dataset: Dataset,
-        order: TrainOrder | PlainOrder,
-        workers: int,
-        pin: bool,
-        persistent: bool,
+        self, dataset: Dataset, order: TrainOrder | PlainOrder, workers: int, pin: bool, persistent: bool
     ) -> None:
         self.dataset, self.order = dataset, order
         self.batches: DataLoader[RawBatch] = DataLoader(
