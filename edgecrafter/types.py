@@ -231,9 +231,12 @@ class Detections:
 def _move(value: T, device: torch.device | str) -> T:
     """A copy of a dataclass whose tensors, also inside lists and nested dataclasses, are on ``device``."""
     changed = {}
+    waits = torch.device(device).type == "cpu"  # an unfinished copy to the host could be read too early
     for name, item in vars(value).items():
-        if isinstance(item, Tensor) or hasattr(item, "to"):
-            changed[name] = item.to(device, non_blocking=True) if isinstance(item, Tensor) else item.to(device)
+        if isinstance(item, Tensor):
+            changed[name] = item.to(device, non_blocking=not waits)
+        elif hasattr(item, "to"):
+            changed[name] = item.to(device)
         elif isinstance(item, Sequence) and item and hasattr(item[0], "to"):
             changed[name] = [entry.to(device) for entry in item]
     return replace(value, **changed)  # type: ignore[type-var]

@@ -22,7 +22,8 @@ class Journal:
     """Collects the losses of an epoch and writes one row for it.
 
     ``seconds`` of a row is the whole epoch, ``images_per_second`` the training without the evaluation. Losses are
-    summed by term: ``mal`` is the sum of ``mal``, ``mal_0``, ``mal_dn_1``, ... Only the first process writes and speaks.
+    summed by term: ``mal`` is the sum of ``mal``, ``mal_0``, ``mal_dn_1``, ... Only the first process writes and
+    speaks.
     """
 
     def __init__(self, folder: Path, terms: Sequence[str], scores: Sequence[str], epochs: int, done: int = 0) -> None:

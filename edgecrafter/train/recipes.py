@@ -195,16 +195,14 @@ def _steps(config: TrainConfig, recipe: Recipe, pictures: int, world: int, notes
 
 
 def _epochs(config: TrainConfig, recipe: Recipe, steps: int, notes: list[str]) -> int:
-    needed = -(-STEPS_FLOOR // steps)
+    needed = min(-(-STEPS_FLOOR // steps), EPOCHS_CEILING)
     if config.epochs is not None:
         if config.epochs < needed:
-            notes.append(f"{config.epochs * steps} steps are few: good results usually need {STEPS_FLOOR} or more, "
-                         f"here epochs={needed}")  # fmt: skip
+            notes.append(f"{config.epochs * steps} steps are few for a good result, epochs={needed} would be safer")
         return config.epochs
-    epochs = max(recipe.epochs, min(needed, EPOCHS_CEILING))
-    if epochs > recipe.epochs:
-        notes.append(f"small data set: {epochs} epochs instead of {recipe.epochs}, for {epochs * steps} steps")
-    return epochs
+    if needed > recipe.epochs:
+        notes.append(f"small data set: {needed} epochs instead of {recipe.epochs}, for {needed * steps} steps")
+    return max(needed, recipe.epochs)
 
 
 def _warmup(config: TrainConfig, recipe: Recipe, steps: int, total: int, notes: list[str]) -> int:
