@@ -230,7 +230,7 @@ class Detections:
 
 def _move(value: T, device: torch.device | str) -> T:
     """A copy of a dataclass whose tensors, also inside lists and nested dataclasses, are on ``device``."""
-    changed = {}
+    changed: dict[str, Any] = {}
     waits = torch.device(device).type == "cpu"  # an unfinished copy to the host could be read too early
     for name, item in vars(value).items():
         if isinstance(item, Tensor):
