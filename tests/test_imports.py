@@ -23,7 +23,7 @@ FLOORS = (
     ("tasks", "download"),
     ("hub",),
     ("start", "evaluate"),
-    ("predict", "train", "summary", "catalogue"),
+    ("predict", "train", "summary", "catalogue", "curves"),
     ("model",),
     ("quickstart",),
     ("cli",),
