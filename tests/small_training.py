@@ -68,15 +68,16 @@ def plan(epochs: int = 2, steps: int = 2, accumulate: int = 1, **changes: Any) -
 
 
 def training(
-    folder: Path, made: Plan, seed: int = 0, precision: str = "fp32", **step_options: Any
+    folder: Path, made: Plan, seed: int = 0, precision: str = "fp32", budget: int = 10, done: int = 0, **options: Any
 ) -> tuple[SupervisedStep, RunState, Journal]:
     """Step, state and journal of a run in ``folder``, the same weights for the same seed."""
+    options |= {"precision": precision, "budget": budget}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network, info = hub.create("ecdet-p", LABELS)
-    step = SupervisedStep(network, TASKS["detect"], LABELS, info.input, precision=precision, **step_options)
+        network, info = hub.create("ecdet-p", LABELS, queries=20)
+    step = SupervisedStep(network, TASKS["detect"], LABELS, info.input, **options)
     scaler = torch.amp.GradScaler("cpu", enabled=precision == "fp16")
     average = Average(network, made.ema, made.ema_warmup)
     state = RunState(network, average, optim.adamw(network, made), scaler, made, folder)
-    journal = Journal(folder, [term.name for term in step.loss.table], ["AP"], made.epochs)
+    journal = Journal(folder, [term.name for term in step.loss.table], ["AP"], made.epochs, done)
     return step, state, journal

@@ -32,6 +32,9 @@ from edgecrafter.train.config import TrainConfig
 from edgecrafter.train.run import train
 train(TrainConfig(**json.loads(sys.argv[1])))
 """
+PLAN = small.plan(6, 2)
+"""2 batches per epoch; the last phase is epochs 4 and 5"""
+BATCHES = [small.batch([2, 1], seed=1), small.batch([0, 3], seed=2)]
 TIMES = ("seconds", "images_per_second")
 
 
@@ -79,27 +82,31 @@ def assert_same(one: Any, other: Any) -> None:
         assert equal, name
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("after", [1, 5, 8, 9, 11])  # 2 batches per epoch, the last phase is epochs 4 and 5
-def test_interrupted_run_goes_on_to_the_same_state(tmp_path: Path, after: int, precision: str) -> None:
-    plan = small.plan(6, 2)
-    batches = [small.batch([2, 1], seed=1), small.batch([0, 3], seed=2)]
-    step, straight, journal = small.training(tmp_path / "straight", plan, precision=precision)
-    fit(step, small.Batches(batches), score, straight, journal)  # type: ignore[arg-type]
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of uninterrupted runs of every precision."""
+    folder = tmp_path_factory.mktemp("straight")
+    for precision in ("fp32", "fp16"):
+        step, state, journal = small.training(folder / precision, PLAN, precision=precision)
+        fit(step, small.Batches(BATCHES), score, state, journal)  # type: ignore[arg-type]
+    return folder
 
-    step, state, journal = small.training(tmp_path / "broken", plan, precision=precision)
+
+@pytest.mark.parametrize("after, precision", [(1, "fp32"), (5, "fp32"), (8, "fp32"), (9, "fp16"), (11, "fp32")])
+def test_interrupted_run_goes_on_to_the_same_state(tmp_path: Path, straight: Path, after: int, precision: str) -> None:
+    step, state, journal = small.training(tmp_path, PLAN, precision=precision)
     state.save()
     with pytest.raises(Stopped):
-        fit(step, Interrupted(batches, after), score, state, journal)  # type: ignore[arg-type]
-    step, state, _ = small.training(tmp_path / "broken", plan, seed=9, precision=precision)
-    state.load(read(tmp_path / "broken" / WEIGHTS / LAST))
-    assert state.progress.epoch == after // 2
-    journal = small.Journal(tmp_path / "broken", ["mal"], ["AP"], plan.epochs, state.progress.epoch)
-    fit(step, small.Batches(batches), score, state, journal)  # type: ignore[arg-type]
-    assert_same(state.state_dict(), straight.state_dict())
-    rows = [read_rows(tmp_path / name / "results.csv") for name in ("straight", "broken")]
+        fit(step, Interrupted(BATCHES, after), score, state, journal)  # type: ignore[arg-type]
+    done = after // len(BATCHES)
+    step, state, journal = small.training(tmp_path, PLAN, seed=9, precision=precision, done=done)
+    state.load(read(tmp_path / WEIGHTS / LAST))
+    assert state.progress.epoch == done
+    fit(step, small.Batches(BATCHES), score, state, journal)  # type: ignore[arg-type]
+    for name in (LAST, BEST):
+        assert_same(*(read(folder / WEIGHTS / name) for folder in (straight / precision, tmp_path)))
+    rows = [read_rows(folder / "results.csv") for folder in (straight / precision, tmp_path)]
     assert [row["epoch"] for row in rows[0]] == [row["epoch"] for row in rows[1]] == list("123456")
-    assert_same(*(read(tmp_path / name / WEIGHTS / BEST) for name in ("straight", "broken")))
 
 
 def test_killed_between_writing_best_and_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

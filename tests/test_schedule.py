@@ -75,7 +75,7 @@ def check(plan: Plan, pictures: int, world: int) -> None:
     assert plan.effective_batch == plan.batch * plan.accumulate * world
     assert plan.warmup <= plan.flat <= max(plan.total, 1)
     assert 0 <= plan.ema < 1 and plan.ema_warmup >= 1
-    assert 0 < plan.backbone_lr and 0 < plan.lr
+    assert plan.backbone_lr > 0 and plan.lr > 0
     sample = sorted({*range(0, plan.total, max(1, plan.total // 200)), plan.total - 1})
     rates = [factor(i + 1, plan.total, plan.warmup, plan.flat, plan.plain_steps, plan.gamma) for i in sample]
     assert all(0 < rate <= 1 for rate in rates)
@@ -84,7 +84,9 @@ def check(plan: Plan, pictures: int, world: int) -> None:
     assert rising == sorted(rising) and falling == sorted(falling, reverse=True)
 
 
-@pytest.mark.parametrize("epochs, mosaic, plain", [(1, 0, 0), (2, 1, 0), (3, 1, 1), (6, 2, 2), (20, 9, 2), (148, 73, 2)])
+@pytest.mark.parametrize(
+    "epochs, mosaic, plain", [(1, 0, 0), (2, 1, 0), (3, 1, 1), (6, 2, 2), (20, 9, 2), (148, 73, 2)]
+)
 def test_phases_follow_the_epochs(epochs: int, mosaic: int, plain: int) -> None:
     plan = resolve(TrainConfig(epochs=epochs), recipe_for("detect", "s"), 1000)
     assert (plan.mosaic_until, plan.epochs - plan.plain_from) == (mosaic, plain)

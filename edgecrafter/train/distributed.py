@@ -6,6 +6,7 @@ where it does nothing.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -115,7 +116,9 @@ def wrap(step: nn.Module) -> nn.Module:
         return step
     on_cpu = next(step.parameters()).device.type == "cpu"
     convert = _synchronised if on_cpu else nn.SyncBatchNorm.convert_sync_batchnorm
-    return DistributedDataParallel(convert(step), broadcast_buffers=False)
+    known = inspect.signature(DistributedDataParallel).parameters
+    sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # the name before 2.15
+    return DistributedDataParallel(convert(step), **{sync: False})
 
 
 def unsynchronised(module: nn.Module) -> AbstractContextManager[None]:

@@ -135,14 +135,15 @@ class Update:
         else:
             self.bad += 1
             self.buffers.restore()
-            self._complain(losses, parts)
+            self._complain(losses, parts, sound)
         return value, stepped
 
-    def _complain(self, losses: dict[str, Tensor], parts: list[Batch]) -> None:
+    def _complain(self, losses: dict[str, Tensor], parts: list[Batch], sound: bool) -> None:
         names = [name for name, value in losses.items() if not value.isfinite()]
+        others = "gradients" if sound else "a loss of another process"
         paths = [target.path for part in parts for target in part.targets]
         text = (
-            f"step {self.state.progress.step} skipped, not finite: {', '.join(names) or 'gradients'}; "
+            f"step {self.state.progress.step} skipped, not finite: {', '.join(names) or others}; "
             f"pictures of process {distributed.rank()}: {', '.join(paths)}"
         )
         if self.bad >= BAD_STEPS:
@@ -150,7 +151,7 @@ class Update:
                 f"{text}. These were {self.bad} such steps in a row, training stops. Look at these pictures and their "
                 "boxes, lower `lr`, or use precision=fp32."
             )
-        if names or distributed.rank() == 0:
+        if names or (sound and distributed.rank() == 0):
             print(text, flush=True)
 
 
