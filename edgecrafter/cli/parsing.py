@@ -65,7 +65,7 @@ def parse(options: type[T], words: Sequence[str], positionals: Sequence[str] = (
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(options, as_group=False, instantiate=False)
     files, words = _config_files(words)
-    given = list(normalise(options, words, positionals))
+    given = normalise(options, words, positionals)
     named = {name.rstrip("+") for name, _ in given}
     for file in files:
         given = [pair for pair in _from_file(file, options) if pair[0] not in named] + given
@@ -104,7 +104,7 @@ def _from_file(file: str, options: type[Options]) -> list[tuple[str, str]]:
     if not isinstance(content, dict):
         raise UsageError(f"{file}: expected lines such as 'epochs: 74'")
     content = content.get("options", content)
-    types = {field.name: str(field.type) for field in fields(options)}
+    types = kinds(options)
     return [
         (_resolve(str(name), types)[0], value if isinstance(value, str) else json.dumps(value))
         for name, value in content.items()
@@ -112,18 +112,17 @@ def _from_file(file: str, options: type[Options]) -> list[tuple[str, str]]:
     ]
 
 
-def normalise(options: type[Options], words: Sequence[str], positionals: Sequence[str]) -> Iterator[tuple[str, str]]:
+def normalise(options: type[Options], words: Sequence[str], positionals: Sequence[str]) -> list[tuple[str, str]]:
     """Pairs of name and value, as jsonargparse takes them: ``source+`` appends to a list."""
-    types = {field.name: str(field.type) for field in fields(options)}
-    queue, free = list(words), list(positionals)
+    types = kinds(options)
+    queue = list(words)
+    named: list[tuple[str, str]] = []
+    bare: list[str] = []
     while queue:
         word = queue.pop(0)
         match = re.match(r"--([\w-]+)(?:=(.*))?$|([A-Za-z_]\w*)=(.*)$", word, re.DOTALL)
         if match is None:
-            if word.startswith("-") or not free:
-                raise UsageError(f"unexpected {word!r}. Options look like --name value or name=value; see --help.")
-            name = free[0] if types[free[0]].startswith("list") else free.pop(0)
-            yield _pair(name, word, types)
+            bare.append(word)
             continue
         asked, value = match[1] or match[3], match[2] if match[1] else match[4]
         name, negated = _resolve(asked, types)
@@ -131,9 +130,22 @@ def normalise(options: type[Options], words: Sequence[str], positionals: Sequenc
             value = "false"
         elif value is None:
             value = _take(name, types[name], queue)
-        if name in free:
-            free.remove(name)
-        yield _pair(name, value, types)
+        named.append(_pair(name, value, types))
+    free = [name for name in positionals if name not in {given.rstrip("+") for given, _ in named}]
+    return named + [_pair(name, word, types) for name, word in _placed(bare, free, types)]
+
+
+def kinds(options: type[Options]) -> dict[str, str]:
+    """The types of the fields as text, such as ``int | None``."""
+    return {f.name: f.type if isinstance(f.type, str) else getattr(f.type, "__name__", "") for f in fields(options)}
+
+
+def _placed(bare: list[str], free: list[str], types: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Words without a name, given to the free positionals in order; a list takes all that are left."""
+    for word in bare:
+        if word.startswith("-") or not free:
+            raise UsageError(f"unexpected {word!r}. Options look like --name value or name=value; see --help.")
+        yield (free[0] if types[free[0]].startswith("list") else free.pop(0)), word
 
 
 def _resolve(asked: str, types: dict[str, str]) -> tuple[str, bool]:
@@ -179,8 +191,8 @@ def _explain(error: str, options: type[Options], given: dict[str, str]) -> str:
     """One line for a person from jsonargparse's message."""
     key = re.search(r'Parser key "(\w+)"', error)
     if key and key[1] in given:
-        kind = next(str(field.type) for field in fields(options) if field.name == key[1])
-        return f"--{key[1]} {given[key[1]]}: expected {kind.replace(' | ', ' or ')}. See --help."
+        kind = kinds(options)[key[1]].replace(" | ", " or ")
+        return f"--{key[1]} {given[key[1]]}: expected {kind}. See --help."
     missing = re.search(r"arguments are required: (.*)", error)
     if missing:
         return f"missing {', '.join('--' + name.strip() for name in missing[1].split(','))}. See --help."
@@ -190,12 +202,12 @@ def _explain(error: str, options: type[Options], given: dict[str, str]) -> str:
 def help_text(options: type[Options], usage: str, examples: str) -> str:
     """What ``edgecrafter COMMAND --help`` prints: every option with type, default and doc line, then examples."""
     lines = [f"usage: {usage}", "", *textwrap.wrap(inspect.getdoc(options) or "", 100), "", "options:"]
-    helps = docs_of(options)
+    helps, types = docs_of(options), kinds(options)
     for field in fields(options):
         default = field.default
         note = "" if default in (None, "", MISSING) else f" [{default}]"
         note = " (required)" if default is MISSING and field.default_factory is MISSING else note
-        kind = "" if field.type == "bool" else f" {str(field.type).replace(' | None', '')}"
+        kind = "" if types[field.name] == "bool" else f" {types[field.name].replace(' | None', '')}"
         lines.append(f"  --{field.name}{kind}{note}")
         lines += textwrap.wrap(helps.get(field.name, ""), 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
     lines += ["  --config FILE", "      YAML file of options; what is given on the command line wins"]

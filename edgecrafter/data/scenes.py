@@ -108,7 +108,7 @@ def _place(canvas: Floats, things: list[Thing], rng: np.random.Generator) -> Non
     """Put one more thing in front, or change nothing when there is no room for it."""
     size = len(canvas)
     shape = SHAPES[str(rng.choice(list(SHAPES)))](rng)
-    radius = size * 0.05 * 4.2 ** rng.random()
+    radius = size * 0.065 * 3.4 ** rng.random()
     centre = rng.uniform(0.04 * size, 0.96 * size, 2)
     turn = rng.uniform(-np.pi / 5, np.pi / 5)
     rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
