@@ -10,6 +10,8 @@ processes. Use an idle machine.
 from __future__ import annotations
 
 import argparse
+import gc
+import importlib
 import json
 import os
 import platform
@@ -150,29 +152,33 @@ def counting(data: str, rounds: int) -> list[list[str]]:
 
 
 def memory(args: argparse.Namespace) -> list[list[str]]:
-    """Growth of the peak memory during training steps, each in a fresh process."""
+    """Peak memory of network, optimiser and training step, each in a fresh process."""
     peaks = {}
     for name in ("ours", "resnet"):
         words = [sys.executable, __file__, args.data, "--peak", name, "--model", args.model, "--threads"]
         words += [str(args.threads), "--size", str(args.size), "--batch", str(args.batch)]
         peaks[name] = float(subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()[-1])
     ours, yardstick = peaks["ours"], peaks["resnet"]
-    label = f"peak memory of a step, batch {args.batch}"
+    label = f"peak memory of training, batch {args.batch}"
     return [[label, f"{ours:.0f} MB", f"{yardstick:.0f} MB", f"{ours / yardstick:.3f}"]]
 
 
 def peak(args: argparse.Namespace) -> float:
-    """Megabytes by which this process grows in three steps; the data are loaded before."""
-    kilobytes = 1 if sys.platform == "linux" else 1 / 1024
+    """Megabytes by which building a network and three training steps raise the peak of this process (Linux)."""
+
+    if args.peak == "ours":
+        training_step.Step("ecdet-p", args.data, 64, 2)()  # libraries are loaded at their first use
+    else:
+        importlib.import_module("torchvision.models")
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
     if args.peak == "ours":
         work: Callable[[], Any] = training_step.Step(args.model, args.data, args.size, args.batch)
     else:
-        resnet()  # imports torchvision
         work = resnet_step(args.size, args.batch)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(3):
         work()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * kilobytes / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - pages * resource.getpagesize() / 2**20
 
 
 def _both(times: Seconds) -> list[str]:
@@ -208,7 +214,7 @@ def report(rows: list[list[str]], args: argparse.Namespace) -> str:
             "",
             _machine(args),
             "",
-            f"`{command} --batch {args.batch} --threads {args.threads}`",
+            f"`{command} --batch {args.batch} --threads {args.threads} --model {args.model}`",
             "",
             *("| " + " | ".join(row) + " |" for row in table),
             "",

@@ -133,8 +133,8 @@ class QuickstartOptions:
     """where everything is written"""
     epochs: int | None = None
     """passes over the training pictures; none: chosen for a few minutes on two cores"""
-    imgsz: int = 160
-    """input size in pixels, a multiple of 32"""
+    imgsz: int | None = None
+    """input size in pixels, a multiple of 32; none: 160 for the scenes, 256 for your own data"""
     seed: int = 0
     """of the scenes and of the training"""
     device: str = ""
