@@ -135,7 +135,7 @@ ALL_OPTIONS = {option.name for command in COMMANDS.values() for option in fields
 @pytest.mark.parametrize(
     "words, code, message",
     [
-        (["trian"], 2, "edgecrafter: error: unknown command 'trian'. Did you mean 'train'?"),
+        (["trainn"], 2, "edgecrafter: error: unknown command 'trainn'. Did you mean 'train'?"),
         (["val", "--model"], 2, "--model needs a value"),
         (["predict", "ecdet-s"], 2, "no pictures given"),
         (["info"], 2, "no model given"),

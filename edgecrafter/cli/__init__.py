@@ -21,7 +21,9 @@ def main(words: Sequence[str] | None = None) -> int:
     from edgecrafter.cli.parsing import UsageError
 
     try:
-        return _run(given)
+        code = _run(given)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print("edgecrafter: stopped", file=sys.stderr)
         return 130

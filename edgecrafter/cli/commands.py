@@ -177,18 +177,23 @@ def predict(options: PredictOptions) -> None:
 
     if not options.source:
         raise UsageError("no pictures given. Example: edgecrafter predict ecdet-s street.jpg")
-    results = model.load(options.model, options.device).predict(
-        options.source,
-        conf=options.conf,
-        imgsz=options.imgsz,
-        batch=options.batch,
-        max_det=options.max_det,
-        classes=[int(name) if name.isdigit() else name for name in options.classes] or None,
+    results = (
+        model.load(options.model, options.device)
+        .predictor()
+        .stream(
+            options.source,
+            conf=options.conf,
+            imgsz=options.imgsz,
+            batch=options.batch,
+            max_det=options.max_det,
+            classes=options.classes or None,
+        )
     )
-    folder = new_folder(options.project, options.name) if options.save else None
+    folder = None
     for result in results:
         print(json.dumps(result.to_dict()) if options.json else f"{result.title}: {result.summary()}")
-        if folder is not None:
+        if options.save:
+            folder = folder or new_folder(options.project, options.name)
             result.save(folder)
     if folder is not None and not options.json:
         print(f"drawn pictures in {folder}")
