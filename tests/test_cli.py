@@ -233,6 +233,16 @@ def test_predict_as_json_lines_without_files(here: Path, capsys: pytest.CaptureF
     assert not (here / "runs/detect/nothing").exists()
 
 
+def test_a_broken_picture_in_a_folder_is_a_warning_in_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "mixed").mkdir()
+    (here / "mixed/broken.jpg").write_text("no picture")
+    Image.open(here / "data/images/val_00000.jpg").save(here / "mixed/fine.jpg")
+    assert main(["predict", "model.safetensors", "mixed", "--save", "false"]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("fine.jpg: ")
+    assert said.err.startswith("edgecrafter: warning: ") and "broken.jpg" in said.err and said.err.count("\n") == 1
+
+
 def test_val_writes_scores(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["val", "model.safetensors", "data", "workers=0", "--fuse", "--name", "scored"]) == 0
     assert "AP50" in capsys.readouterr().out

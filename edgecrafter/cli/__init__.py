@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 HELP = ("-h", "--help", "help")
@@ -21,7 +22,9 @@ def main(words: Sequence[str] | None = None) -> int:
     from edgecrafter.cli.parsing import UsageError
 
     try:
-        code = _run(given)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            code = _run(given)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -35,6 +38,10 @@ def main(words: Sequence[str] | None = None) -> int:
             raise
         print(f"edgecrafter: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"edgecrafter: warning: {message}", file=sys.stderr)
 
 
 def _run(words: list[str]) -> int:
