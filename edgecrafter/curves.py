@@ -40,8 +40,8 @@ def _losses(axes: Any, rows: list[dict[str, str]]) -> None:
     names = [name for name in rows[0] if name not in _OTHER and "/" not in name]
     for name in ["loss", *names]:
         axes.plot(*_line(rows, name), label=name, linewidth=2 if name == "loss" else 1)
+    axes.set_ylim(bottom=0)
     _finish(axes, "training loss", "epoch")
-    axes.set_yscale("log")
 
 
 def _scores(axes: Any, rows: list[dict[str, str]]) -> None:
