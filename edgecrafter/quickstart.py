@@ -22,7 +22,7 @@ from edgecrafter.types import Detections
 MODEL = "ecdet-p"
 PICTURES = 6
 """validation pictures that are drawn"""
-SEEN = 5600
+SEEN = 4800
 """training pictures seen, over all epochs: about three minutes on two cores at 160 x 160"""
 SIDES = {"scenes": 160, "own": 256}
 """input size in pixels"""
@@ -154,7 +154,7 @@ def _report(outcome: Outcome, run: Path, source: Path, own: bool, seconds: float
             *(f"  {label:<9} {place}" for label, place in rows),
             "",
             "Next, with your own pictures (COCO, YOLO or Pascal VOC layout; classes are found by looking):",
-            "  edgecrafter train ecdet-s YOUR_DATA       # or ecdet-n, ecdet-p: smaller",
+            "  edgecrafter train ecdet-n YOUR_DATA       # ecdet-s, -m, -l, -x start from released weights",
             "  edgecrafter val runs/detect/train YOUR_DATA",
             "  edgecrafter predict runs/detect/train YOUR_PICTURES",
             "In Python:",

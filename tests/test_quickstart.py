@@ -26,7 +26,7 @@ def test_a_short_one_on_own_data_leaves_everything(
     with Image.open(outcome.pictures[0]) as picture:
         assert picture.size == (2 * 96 + GAP, 96)
     assert json.loads(Path("here/training/val/metrics.json").read_text())["images"] == 8
-    for line in ("edgecrafter train ecdet-s YOUR_DATA", "here/model.safetensors", "AP50"):
+    for line in ("edgecrafter train ecdet-n YOUR_DATA", "here/model.safetensors", "AP50"):
         assert line in said
     assert ec.load(outcome.model).names == formats.load(data, "train").labels.names
     again = ec.quickstart(data, "here", epochs=1, imgsz=64, device="cpu")  # a second one replaces the first
