@@ -12,6 +12,7 @@ import small_training as small
 import torch
 from torch import Tensor, nn
 
+from edgecrafter.data.transforms import Augment
 from edgecrafter.losses.set_loss import SetLoss
 from edgecrafter.train.log import read_rows, term_of
 from edgecrafter.train.loop import BAD_STEPS, fit, gradients, probe
@@ -154,10 +155,20 @@ def test_best_epoch_and_patience(
     assert len(read_rows(tmp_path / "results.csv")) == epochs
 
 
-def test_evaluation_every_few_epochs_and_after_the_last(tmp_path: Path) -> None:
-    step, state, journal = small.training(tmp_path, small.plan(4, 1))
-    fit(step, small.Batches([small.batch([1, 1])]), scores_of(0.1, 0.2), state, journal, val_every=3)  # type: ignore[arg-type]
-    assert [row["val/AP"] for row in read_rows(tmp_path / "results.csv")] == ["", "", "0.1", "0.2"]
+@pytest.mark.parametrize("reload_best, judged", [(True, [3, 4, 6]), (False, [3, 6])])
+def test_epochs_that_are_evaluated(tmp_path: Path, reload_best: bool, judged: list[int]) -> None:
+    """Also before going back to the best weights: those of long ago would throw the training away."""
+    step, state, journal = small.training(tmp_path, small.plan(6, 1))
+    batches, score = small.Batches([small.batch([1, 1])]), scores_of(0.1, 0.2, 0.3)
+    fit(step, batches, score, state, journal, val_every=3, reload_best=reload_best)  # type: ignore[arg-type]
+    assert [int(row["epoch"]) for row in read_rows(tmp_path / "results.csv") if row["val/AP"]] == judged
+    assert state.progress.reloaded == reload_best
+
+
+def test_without_strong_augmentation_nothing_is_reloaded(tmp_path: Path) -> None:
+    step, state, journal = small.training(tmp_path, small.plan(3, 1, augment=Augment.NONE))
+    fit(step, small.Batches([small.batch([1, 1])]), scores_of(0.3, 0.2, 0.1), state, journal)  # type: ignore[arg-type]
+    assert not state.progress.reloaded
 
 
 def test_best_weights_come_back_when_the_strong_augmentation_ends(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ class TrainConfig:
     patience: int = 0
     """stop after so many evaluations without a better score; 0 never"""
     val_every: int = 1
-    """epochs between two evaluations; the last epoch is always evaluated"""
+    """epochs between two evaluations; the last epoch is always evaluated, and the last with strong augmentation"""
     reload_best: bool = True
     """go back to the best weights when the strong augmentation ends, as the released training does"""
     freeze: list[str] = field(default_factory=list)

@@ -118,7 +118,8 @@ def wrap(step: nn.Module) -> nn.Module:
     convert = _synchronised if on_cpu else nn.SyncBatchNorm.convert_sync_batchnorm
     known = inspect.signature(DistributedDataParallel).parameters
     sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # the name before 2.15
-    return DistributedDataParallel(convert(step), **{sync: False})
+    options: dict[str, Any] = {sync: False}
+    return DistributedDataParallel(convert(step), **options)
 
 
 def unsynchronised(module: nn.Module) -> AbstractContextManager[None]:

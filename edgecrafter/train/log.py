@@ -123,7 +123,7 @@ class Journal:
                 self._board.add_scalar(name if "/" in name else f"train/{name}", value, row["epoch"])
             self._board.flush()
         self._bar.close()
-        watched = [f"{name} {row[f'val/{name}']}" for name in self.scores[:2] if row[f"val/{name}"] != ""]
+        watched = [f"{name} {float(row[f'val/{name}']):.3f}" for name in self.scores[:2] if row[f"val/{name}"]]
         parts = [f"loss {row['loss']}", *watched, f"{row['images_per_second']} images/s"]
         if self.skipped:
             parts.append(f"{self.skipped} steps skipped")

@@ -37,8 +37,10 @@ def fit(
     """Train ``step`` by ``state.plan`` from wherever ``state`` is, and leave everything in ``state``.
 
     Args:
-        score: scores of a network; called with the averaged weights after every ``val_every`` epochs.
+        score: scores of a network; called with the averaged weights after every ``val_every`` epochs, after the last
+            one, and before going back to the best weights.
         watch: the score that decides which epoch is the best.
+        reload_best: go back to the best weights for the last epochs, those without strong augmentation (as released).
         patience: evaluations without a better score after which training stops; 0: never.
         worst: a batch as large as any can be, tried before the first step, so that memory runs out now or never.
         keep: called after every epoch with the averaged network and whether it is the best so far.
@@ -49,13 +51,15 @@ def fit(
     plan, progress = state.plan, state.progress
     forward = distributed.wrap(step)
     update = Update(step, state)
+    returns = reload_best and plan.augment != plan.augment.gentle()
+    judged = {plan.epochs, *range(val_every, plan.epochs, val_every), *([plan.plain_from] if returns else [])}
     if worst is not None:
         probe(forward, step, worst)
     for epoch in range(progress.epoch, plan.epochs):
         if patience and progress.stale >= patience:
             journal.say(f"stopped: no better {watch} in {progress.stale} evaluations")
             break
-        if reload_best and epoch == plan.plain_from:
+        if returns and epoch == plan.plain_from:
             state.reload_best()
         batches.set_epoch(epoch)
         step.train()
@@ -67,8 +71,7 @@ def fit(
             total, taken = update(losses, parts)
             progress.step += 1
             journal.step(losses, total, sum(len(part.targets) for part in parts), taken)
-        last = epoch == plan.epochs - 1
-        scores = score(state.average.network) if last or (epoch + 1) % val_every == 0 else None
+        scores = score(state.average.network) if epoch + 1 in judged else None
         best = scores is not None and progress.note(scores[watch])
         progress.epoch += 1
         if keep is not None:
