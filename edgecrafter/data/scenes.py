@@ -56,7 +56,7 @@ class Scene:
     things: list[Thing]
 
 
-def write(folder: str | Path, train: int = 240, val: int = 40, size: int = 320, seed: int = 0) -> Path:
+def write(folder: str | Path, train: int = 480, val: int = 40, size: int = 320, seed: int = 0) -> Path:
     """Write ``train`` and ``val`` pictures of ``size`` x ``size`` pixels as a COCO data set; gives back the folder.
 
     Makes ``images/*.jpg`` and ``annotations/instances_{train,val}.json``. Raises ValueError when the folder holds other
