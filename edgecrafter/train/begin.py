@@ -17,7 +17,7 @@ from edgecrafter.hub import ModelInfo
 from edgecrafter.models.detector import Detector
 from edgecrafter.start import start
 from edgecrafter.train import distributed, recipes
-from edgecrafter.train.config import TrainConfig, input_size
+from edgecrafter.train.config import ARCHITECTURE, TrainConfig, input_size
 from edgecrafter.train.recipes import Plan
 from edgecrafter.train.state import LAST, WEIGHTS, interrupted, new_folder, read
 from edgecrafter.types import InputSpec
@@ -44,7 +44,7 @@ class Begin:
 def fresh(config: TrainConfig) -> Begin:
     """Read the data, make the network, the plan, and the folder with ``args.yaml``."""
     training, validation = _data(config)
-    options = {} if config.queries is None else {"queries": config.queries}
+    options = {name: getattr(config, name) for name in ARCHITECTURE if getattr(config, name) is not None}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network, info, lines = start(

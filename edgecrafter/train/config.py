@@ -46,6 +46,16 @@ class TrainConfig:
     """a distilled vision transformer to start from: its name or file; the rest of the network is then new"""
     queries: int | None = None
     """number of queries, the largest number of objects that can be found in a picture; none: the model's own"""
+    registers: int | None = None
+    """register tokens of the vision transformer, 0 or more (Table 7 of the paper); none: 1, as published"""
+    fused: int | None = None
+    """how many of its last blocks make the feature map (Table 9); none: 2"""
+    fusion: str | None = None
+    """how they are fused (Table 9): mean or concat; none: mean"""
+    stem: str | None = None
+    """its patch embedding (Table 8): conv (four convolutions) or vanilla (one of 16 x 16); none: conv"""
+    dilation: int | None = None
+    """dilation of the last convolution of the stem (Table 8); none: 1"""
     lr: float | None = None
     """learning rate at effective batch 32 of everything but the backbone"""
     backbone_lr: float | None = None
@@ -113,8 +123,11 @@ class TrainConfig:
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != _default(f)}
 
 
+ARCHITECTURE = ("queries", "registers", "fused", "fusion", "stem", "dilation")
+"""options that replace fields of the model's row in ``models.sizes``"""
+
 _LEAST = {
-    "epochs": 1, "batch": 1, "accumulate": 1, "workers": 0, "queries": 1, "lr": 0, "backbone_lr": 0,
+    "registers": 0, "fused": 1, "dilation": 1, "epochs": 1, "batch": 1, "accumulate": 1, "workers": 0, "queries": 1, "lr": 0, "backbone_lr": 0,
     "weight_decay": 0, "warmup": 0, "clip": 0, "patience": 0, "val_every": 1, "seed": 0,
 }  # fmt: skip
 
