@@ -47,6 +47,7 @@ def test_curves_of_a_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_the_full_one_learns(tmp_path: Path) -> None:
     outcome = ec.quickstart(folder=tmp_path / "quickstart", device="cpu")
     assert outcome.scores.overall["AP50"] > 0.6
