@@ -57,9 +57,9 @@ class TrainConfig:
     dilation: int | None = None
     """dilation of the last convolution of the stem (Table 8); none: 1"""
     lr: float | None = None
-    """learning rate at effective batch 32 of everything but the backbone"""
+    """learning rate of everything but the backbone, for the recipe's batch (32; 16 for sizes n and p)"""
     backbone_lr: float | None = None
-    """learning rate at effective batch 32 of the vision transformer"""
+    """learning rate of the vision transformer, for the same batch"""
     weight_decay: float | None = None
     """decay of AdamW; norms and biases have none"""
     warmup: int | None = None
@@ -127,8 +127,8 @@ ARCHITECTURE = ("queries", "registers", "fused", "fusion", "stem", "dilation")
 """options that replace fields of the model's row in ``models.sizes``"""
 
 _LEAST = {
-    "registers": 0, "fused": 1, "dilation": 1, "epochs": 1, "batch": 1, "accumulate": 1, "workers": 0, "queries": 1, "lr": 0, "backbone_lr": 0,
-    "weight_decay": 0, "warmup": 0, "clip": 0, "patience": 0, "val_every": 1, "seed": 0,
+    "epochs": 1, "batch": 1, "accumulate": 1, "workers": 0, "seed": 0, "queries": 1, "registers": 0, "fused": 1,
+    "dilation": 1, "lr": 0, "backbone_lr": 0, "weight_decay": 0, "warmup": 0, "clip": 0, "patience": 0, "val_every": 1,
 }  # fmt: skip
 
 
