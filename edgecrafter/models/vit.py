@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgecrafter.nn.attention import RotaryAttention
+from edgecrafter.nn.attention import RotaryAttention, attend, rotate_in_place
 from edgecrafter.nn.conv import ConvNorm
 from edgecrafter.nn.positions import rotary_angles, rotary_periods
 
@@ -55,6 +55,29 @@ class Block(nn.Module):
     def forward(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x), cosine, sine)
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))  # type: ignore[no-any-return]
+
+    def fused(self) -> nn.Module:
+        """The same block for inference."""
+        return FusedBlock(self)
+
+
+class FusedBlock(nn.Module):
+    """A block for inference: rotates, activates and adds in place, since fresh memory costs more than the work."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.norm1, self.attn, self.norm2 = block.norm1, block.attn, block.norm2
+        self.fc1, self.fc2 = block.fc1, block.fc2
+
+    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        B, N, D = x.shape
+        heads = self.attn.heads
+        qkv = self.attn.qkv(self.norm1(x)).view(B, N, 3, heads, D // heads)
+        rotate_in_place(qkv[:, :, :2], cosine.to(x.dtype)[:, None, None], sine.to(x.dtype)[:, None, None])
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()
+        x = self.attn.proj(attend(q, k, v).transpose(1, 2).reshape(B, N, D)).add_(x)
+        hidden = torch.ops.aten.gelu_(self.fc1(self.norm2(x)))
+        return self.fc2(hidden).add_(x)  # type: ignore[no-any-return]
 
 
 class ECViT(nn.Module):

@@ -18,6 +18,14 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return torch.cat([a * cosine - b * sine, b * cosine + a * sine], dim=-1)
 
 
+def rotate_in_place(x: Tensor, cosine: Tensor, sine: Tensor) -> None:
+    """``rotate`` without new memory; for inference only."""
+    a, b = x.chunk(2, dim=-1)
+    kept = a * sine
+    a.mul_(cosine).addcmul_(b, sine, value=-1)
+    b.mul_(cosine).add_(kept)
+
+
 class RotaryAttention(nn.Module):
     """Self-attention of the ViT: one projection to q, k, v, rotary positions on q and k."""
 
