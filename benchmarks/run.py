@@ -15,7 +15,6 @@ import importlib
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -171,14 +170,20 @@ def peak(args: argparse.Namespace) -> float:
     else:
         importlib.import_module("torchvision.models")
     gc.collect()
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    before = _resident("VmRSS")
     if args.peak == "ours":
         work: Callable[[], Any] = training_step.Step(args.model, args.data, args.size, args.batch)
     else:
         work = resnet_step(args.size, args.batch)
     for _ in range(3):
         work()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - pages * resource.getpagesize() / 2**20
+    return _resident("VmHWM") - before
+
+
+def _resident(name: str) -> float:
+    """Megabytes of this process: VmRSS now, VmHWM at its peak (``ru_maxrss`` would begin at that of the parent)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
 
 
 def _both(times: Seconds) -> list[str]:
