@@ -22,6 +22,8 @@ from edgecrafter.types import InputSpec, Labels, Skeleton
 
 FORMAT = "edgecrafter-1"
 OWN_LICENCE = "trained by you with edgecrafter (Apache-2.0 code); the licence of your data applies"
+RANDOM = "random weights"
+"""``ModelInfo.source`` of a network that nobody has trained"""
 COCO = Labels(registry.COCO_NAMES, registry.COCO_IDS)
 
 
@@ -35,7 +37,7 @@ class ModelInfo:
     labels: Labels
     input: InputSpec = field(default_factory=InputSpec)
     licence: str = OWN_LICENCE
-    source: str = "random weights"
+    source: str = RANDOM
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -78,14 +80,15 @@ def build(info: ModelInfo) -> Detector:
 
 def save(weights: nn.Module | Mapping[str, Tensor], info: ModelInfo, path: str | Path) -> Path:
     """Writes a safetensors file with ``info`` inside, beside its place first and then renamed."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save as serialised
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    save_file(tensors, str(beside), {"format": FORMAT, "edgecrafter": info.to_json(), "licence": info.licence})
+    about = {"format": FORMAT, "edgecrafter": info.to_json(), "licence": info.licence}
+    beside.write_bytes(serialised(tensors, about))
     os.replace(beside, path)
     return path
 

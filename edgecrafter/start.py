@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from edgecrafter import registry
 from edgecrafter.download import download
-from edgecrafter.hub import OWN_LICENCE, ModelInfo, build, create, locate, open_file, read
+from edgecrafter.hub import OWN_LICENCE, RANDOM, ModelInfo, build, create, locate, open_file, read
 from edgecrafter.models import official
 from edgecrafter.models.detector import Detector
 from edgecrafter.models.sizes import VITS
@@ -37,7 +37,7 @@ def start(
     name = given[1].name if given else str(model)
     if given:
         size = given[1].size.changed(**options)
-        info = replace(given[1], size=size, labels=labels, input=input, licence=OWN_LICENCE, source=file.name)
+        info = replace(given[1], size=size, labels=labels, input=input, licence=OWN_LICENCE, source=RANDOM)
         network = build(info)
     else:
         network, info = create(name, labels, input, **options)

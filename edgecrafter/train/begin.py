@@ -50,7 +50,7 @@ def fresh(config: TrainConfig) -> Begin:
         network, info, lines = start(
             config.model, training.labels, _input(config), config.weights, config.backbone, **options
         )
-    random_backbone = config.backbone is None and lines[0].endswith("starts from random weights")
+    random_backbone = config.backbone is None and info.source == hub.RANDOM
     recipe = recipes.recipe_for(info.task, hub.parse(info.name)[1])
     plan = recipes.resolve(config, recipe, len(training), distributed.world(), random_backbone)
     distributed.say("\n".join([*lines, *_crowded(training, info), plan.report()]))
