@@ -31,12 +31,14 @@ def download(row: Weight) -> Path:
             f"{row.name}: could not download ({error}). Download {row.url} elsewhere and put it at {path}, "
             "or give the path of a file; to train from random weights use --weights none"
         ) from None
+    if not row.sha256:
+        print(f"{row.name}: sha256 {sha256(path)}; the registry knows none yet, so nothing could be compared")
     print(f"{row.name}: {row.licence}")
     return path
 
 
 def sha256(path: str | Path) -> str:
-    """Hex digest of a file, to fill the registry with."""
+    """Hex digest of a file."""
     import hashlib
 
     digest = hashlib.sha256()

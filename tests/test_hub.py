@@ -64,7 +64,9 @@ def test_a_download_happens_once_and_prints_the_licence(monkeypatch, tmp_path, c
     row = registry.find("ecdet-m")
     assert download.download(row) == download.download(row) == tmp_path / "ecdet_m.pth"
     assert calls == [row.url]
-    assert capsys.readouterr().out.count("non-commercial") == 1
+    said = capsys.readouterr().out
+    assert said.count("non-commercial") == 1
+    assert "sha256 2d711642b726b04401627ca9fbac32f5" in said
 
 
 def test_every_registry_row_is_complete():
