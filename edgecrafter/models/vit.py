@@ -73,11 +73,15 @@ class FusedBlock(nn.Module):
         B, N, D = x.shape
         heads = self.attn.heads
         qkv = self.attn.qkv(self.norm1(x)).view(B, N, 3, heads, D // heads)
-        rotate_in_place(qkv[:, :, :2], cosine.to(x.dtype)[:, None, None], sine.to(x.dtype)[:, None, None])
+        rotate_in_place(qkv[:, :, :2], cosine.to(qkv.dtype)[:, None, None], sine.to(qkv.dtype)[:, None, None])
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()
-        x = self.attn.proj(attend(q, k, v).transpose(1, 2).reshape(B, N, D)).add_(x)
-        hidden = torch.ops.aten.gelu_(self.fc1(self.norm2(x)))
-        return self.fc2(hidden).add_(x)  # type: ignore[no-any-return]
+        x = _added(x, self.attn.proj(attend(q, k, v).transpose(1, 2).reshape(B, N, D)))
+        return _added(x, self.fc2(torch.ops.aten.gelu_(self.fc1(self.norm2(x)))))
+
+
+def _added(x: Tensor, change: Tensor) -> Tensor:
+    """x + change, in the memory of ``change`` unless it is of another precision (autocast keeps x in float32)."""
+    return change.add_(x) if change.dtype == x.dtype else x + change
 
 
 class ECViT(nn.Module):
