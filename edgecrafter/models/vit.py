@@ -80,7 +80,7 @@ class FusedBlock(nn.Module):
 
 
 def _added(x: Tensor, change: Tensor) -> Tensor:
-    """x + change, in the memory of ``change`` unless it is of another precision (autocast keeps x in float32)."""
+    """x + change, in the memory of ``change`` unless it is of another precision (under autocast)."""
     return change.add_(x) if change.dtype == x.dtype else x + change
 
 
