@@ -22,12 +22,8 @@ class Task:
     name: str
     prefix: str
     """of the model names: ``ecdet`` + ``-`` + size"""
-    truth: tuple[str, ...]
-    """fields that a ``Target`` must carry"""
     scores: tuple[str, ...]
     """scores reported; the first picks the best checkpoint"""
-    top_k: int
-    """detections kept per image"""
     decoder: Callable[[Size, Labels], nn.Module]
     loss: Callable[[Labels], SetLoss]
     denoise: Callable[[Sequence[Target], Labels, torch.Generator | None, int], QueryGroup]
@@ -40,9 +36,7 @@ TASKS = {
     "detect": Task(
         name="detect",
         prefix="ecdet",
-        truth=("labels", "boxes"),
         scores=("AP", "AP50", "AP75", "APs", "APm", "APl"),
-        top_k=300,
         decoder=lambda size, labels: box_decoder(size, len(labels)),
         loss=lambda labels: SetLoss(),
         denoise=lambda targets, labels, generator, budget: denoising(targets, len(labels), generator, budget),

@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from edgecrafter.geometry.numbers import on_device
+
 T = TypeVar("T")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -68,11 +70,14 @@ class InputSpec:
     std: tuple[float, float, float] = IMAGENET_STD
     resize: str = "stretch"
 
+    def __post_init__(self) -> None:
+        if self.resize != "stretch":
+            raise ValueError(f"resize={self.resize!r}: this version knows stretch only; the file is of a newer one")
+
     def normalise(self, images: Tensor) -> Tensor:
         """RGB images [B, 3, H, W], uint8 in 0..255 or float in 0..1 -> float32 network input."""
         scale = 255.0 if images.dtype == torch.uint8 else 1.0
-        mean = torch.tensor(self.mean, device=images.device).view(1, 3, 1, 1) * scale
-        std = torch.tensor(self.std, device=images.device).view(1, 3, 1, 1) * scale
+        mean, std = (on_device(v, images.device).view(1, 3, 1, 1) * scale for v in (self.mean, self.std))
         return (images.float() - mean) / std
 
 
@@ -143,14 +148,13 @@ class QueryGroup:
     """[G] int64; queries see their own segment ..."""
     sees_own: bool = True
     """... and the model's own queries (denoising); False: nothing else (distillation probes)"""
-    keypoints: Tensor | None = None
-    """[B, G, K, 2]"""
     content: Tensor | None = None
     """[B, G, D]; None: from the label table"""
-    valid: Tensor | None = None
-    """[B, G] bool; padded queries are not attended to"""
     answers: Match | None = None
     """known pairs query <-> object, when there are any"""
+
+    def to(self, device: torch.device | str) -> QueryGroup:
+        return _move(self, device)
 
 
 @dataclass

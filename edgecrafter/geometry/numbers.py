@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 EPS_BOX = 1e-5  # as in the released detection model; pose uses 1e-3
+
+
+def on_device(values: Sequence[float], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A small tensor made on the host and sent to the device without waiting for what the device is doing."""
+    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
 
 def inverse_sigmoid(x: Tensor, eps: float) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from edgecrafter.geometry.numbers import on_device
 from edgecrafter.losses import matching, terms
 from edgecrafter.losses.terms import Truth, View
 from edgecrafter.types import LayerOutput, Match, Outputs, Target
@@ -88,7 +89,7 @@ class SetLoss(nn.Module):
                 yield View(suffix, kind, layer, match, match, count, count, base, teacher, balance)
 
     def _counts(self, counts: Sequence[int], device: torch.device) -> Tensor:
-        return self.reduce_count(torch.tensor(counts, dtype=torch.float32, device=device)).clamp(min=1)
+        return self.reduce_count(on_device(counts, device)).clamp(min=1)
 
 
 def _own_layers(outputs: Outputs) -> Iterator[tuple[str, str, LayerOutput]]:

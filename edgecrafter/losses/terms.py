@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from edgecrafter.geometry import bins
 from edgecrafter.geometry import boxes as geometry
+from edgecrafter.geometry.numbers import on_device
 from edgecrafter.types import LayerOutput, Match, Target
 
 GAMMA = 1.5
@@ -27,8 +29,8 @@ class Truth:
     """Labels and boxes of all images behind one another."""
 
     def __init__(self, targets: Sequence[Target]) -> None:
-        counts = torch.tensor([0, *(len(t.labels) for t in targets)], device=targets[0].labels.device)
-        self.first = counts.cumsum(0)
+        ends = accumulate((len(t.labels) for t in targets), initial=0)
+        self.first = on_device(list(ends), targets[0].labels.device, torch.int64)
         self.labels = torch.cat([t.labels for t in targets])
         self.boxes = torch.cat([t.boxes.float() for t in targets])
         self.boxes_xyxy = geometry.cxcywh_to_xyxy(self.boxes)
@@ -88,7 +90,7 @@ def fgl(view: View, truth: Truth, pairs: Match, count: Tensor) -> Tensor:
     edges, base = view.layer.edges, view.base
     assert edges is not None and base is not None
     place = (pairs.image, pairs.query)
-    values = torch.tensor(bins.weighting(), device=edges.device)
+    values = on_device(bins.weighting(), edges.device)
     index, upper = bins.encode(base[place], truth.boxes_xyxy[truth.index(pairs)], values)
     logs = edges[place].float().log_softmax(-1)
     low = logs.gather(-1, index[..., None])[..., 0]
@@ -121,7 +123,7 @@ def ddf(view: View, truth: Truth, pairs: Match, count: Tensor) -> Tensor:
 def balance(matched: int, queries: int, images: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Weights of matched and other edges for ``ddf``: square roots of their counts in eight images' worth."""
     scale = 4 * PER_IMAGE / images
-    both = like.new_tensor([matched * scale, (queries * images - matched) * scale], dtype=torch.float32).sqrt()
+    both = on_device([matched * scale, (queries * images - matched) * scale], like.device).sqrt()
     return both[0], both[1]
 
 

@@ -127,7 +127,8 @@ class ECViT(nn.Module):
         skip = 0
         if self.registers is not None:
             skip = self.registers.shape[1]
-            x = torch.cat([self.registers.expand(B, -1, -1).to(x.dtype), x], dim=1)
+            # under autocast this makes the tokens float32, as in the released model
+            x = torch.cat([self.registers.expand(B, -1, -1), x], dim=1)
             angles = F.pad(angles, (0, 0, skip, 0))  # angle 0: registers are not rotated
         cosine, sine = angles.cos(), angles.sin()
         maps = []

@@ -49,8 +49,11 @@ class DeformableAttention(nn.Module):
 
 
 def split_heads(memory: Sequence[Tensor], heads: int) -> list[Tensor]:
-    """Levels [B, D, h, w] -> [B * heads, D / heads, h, w] each: what every decoder layer samples from."""
-    return [level.reshape(level.shape[0] * heads, -1, *level.shape[2:]) for level in memory]
+    """Levels [B, D, h, w] -> float32 [B * heads, D / heads, h, w] each: what every decoder layer samples from.
+
+    In half precision the places would be rounded to a tenth of a cell.
+    """
+    return [level.float().reshape(level.shape[0] * heads, -1, *level.shape[2:]) for level in memory]
 
 
 def sample(values: Sequence[Tensor], grid: Tensor, points: Sequence[int]) -> Tensor:
@@ -61,7 +64,7 @@ def sample(values: Sequence[Tensor], grid: Tensor, points: Sequence[int]) -> Ten
     parts = torch.split(grid, list(points), dim=2)
     return torch.cat(
         [
-            F.grid_sample(value, part.to(value.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)
+            F.grid_sample(value, part.float(), mode="bilinear", padding_mode="zeros", align_corners=False)
             for value, part in zip(values, parts, strict=True)
         ],
         dim=-1,

@@ -99,7 +99,7 @@ def gradients(forward: nn.Module, parts: list[Batch], state: RunState) -> dict[s
         shared = None if objects is None else torch.stack([objects[i], objects.mean()])
         last = i == len(parts) - 1
         with nullcontext() if last else distributed.unsynchronised(forward):
-            found = forward(part.to(device), state.progress.step, i, shared)
+            found = forward(part, state.progress.step, i, shared)
             found = {name: value / len(parts) for name, value in found.items()}
             state.scaler.scale(sum(found.values())).backward()
         losses = {name: value.detach() + losses.get(name, 0.0) for name, value in found.items()}
@@ -131,8 +131,7 @@ class Update:
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
         # overflow of half-precision gradients is the scaler's business, until it has nothing left to lower
-        excused = sound and state.scaler.is_enabled() and state.scaler.get_scale() > 1
-        if stepped or excused:
+        if stepped or (sound and state.scaler.is_enabled() and state.scaler.get_scale() > 1):
             self.bad = 0
             self.buffers.remember()
         else:
@@ -162,16 +161,19 @@ class Buffers:
     """A copy of the buffers of a module (batch-norm statistics), to undo what a bad batch did to them."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.live = list(module.buffers())
-        self.copies = [buffer.clone() for buffer in self.live]
+        kinds = {buffer.dtype for buffer in module.buffers()}
+        self.live = [[b for b in module.buffers() if b.dtype == kind] for kind in kinds]  # one kernel for each kind
+        self.copies = [[buffer.clone() for buffer in group] for group in self.live]
 
     def remember(self) -> None:
         """Keep the present values."""
-        torch._foreach_copy_(self.copies, self.live)
+        for copies, live in zip(self.copies, self.live, strict=True):
+            torch._foreach_copy_(copies, live)
 
     def restore(self) -> None:
         """Go back to the values kept last."""
-        torch._foreach_copy_(self.live, self.copies)
+        for copies, live in zip(self.copies, self.live, strict=True):
+            torch._foreach_copy_(live, copies)
 
 
 def probe(forward: nn.Module, step: nn.Module, batch: Batch) -> None:

@@ -144,7 +144,8 @@ def _worst(begin: Begin, device: torch.device) -> Batch:
     """The largest batch that can come, for ``probe``."""
     augment, info = begin.plan.augment, begin.info
     most = int(begin.train.counts().max()) * (4 if augment.mosaic else 1) * (2 if augment.mixup else 1)
-    return worst_batch(info.input.size, begin.plan.batch, min(most, MOST_OBJECTS), info.labels, device)
+    most = min(max(most, TASKS[info.task].budget), MOST_OBJECTS)  # fewer objects can have fewer denoising queries
+    return worst_batch(info.input.size, begin.plan.batch, most, info.labels, device)
 
 
 def _evaluate(network: nn.Module, begin: Begin, pictures: Annotations, precision: str) -> Scores:

@@ -117,7 +117,8 @@ class RunState:
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"] and self.scaler.is_enabled():  # the run may go on in another precision than it had
+            self.scaler.load_state_dict(state["scaler"])
 
 
 def read(path: Path) -> dict[str, Any]:

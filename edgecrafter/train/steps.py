@@ -7,12 +7,11 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor, nn
 
+from edgecrafter.infer import PRECISIONS
 from edgecrafter.losses.set_loss import SetLoss
 from edgecrafter.tasks import Task
 from edgecrafter.train import distributed
 from edgecrafter.types import Batch, InputSpec, Labels, LayerOutput, Outputs, Target
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class SupervisedStep(nn.Module):
@@ -58,8 +57,11 @@ class SupervisedStep(nn.Module):
         ``part`` counts the batches of an accumulated step, and ``objects`` [2] are the objects of this part and the
         mean of all parts, both over all processes; None when the step has one part.
         """
+        device = next(self.network.parameters()).device
         noise = torch.Generator().manual_seed(_mixed(self.seed, step, part, distributed.rank()))
-        group = self.task.denoise(batch.targets, self.labels, noise, self.budget)
+        # made where the targets are, on the host: many small steps, and the device has not to be waited for
+        group = self.task.denoise(batch.targets, self.labels, noise, self.budget).to(device)
+        batch = batch.to(device)
         images = self.spec.normalise(batch.images)
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
             outputs = self.network(images, [group])
