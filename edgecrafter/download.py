@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 
 import torch
 
+from edgecrafter.files import written_beside
 from edgecrafter.registry import Weight
 
 
@@ -25,8 +27,11 @@ def download(row: Weight) -> Path:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        torch.hub.download_url_to_file(row.url, str(path), hash_prefix=row.sha256 or None)
-    except OSError as error:
+        with written_beside(path) as beside:
+            torch.hub.download_url_to_file(row.url, str(beside), hash_prefix=row.sha256 or None)
+            if not zipfile.is_zipfile(beside):  # torch's files are; one that was cut off is not
+                raise OSError("the file is not complete")
+    except (OSError, RuntimeError) as error:  # RuntimeError: another digest than expected
         raise FileNotFoundError(
             f"{row.name}: could not download ({error}). Download {row.url} elsewhere and put it at {path}, "
             "or give the path of a file; to train from random weights use --weights none"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from edgecrafter import registry
 from edgecrafter.download import download, from_hub
+from edgecrafter.files import written_beside
 from edgecrafter.models import official
 from edgecrafter.models.detector import Detector, detector
 from edgecrafter.models.sizes import SIZES, Size
@@ -23,7 +23,7 @@ from edgecrafter.types import InputSpec, Labels, Skeleton
 FORMAT = "edgecrafter-1"
 OWN_LICENCE = "trained by you with edgecrafter (Apache-2.0 code); the licence of your data applies"
 RANDOM = "random weights"
-"""``ModelInfo.source`` of a network that nobody has trained"""
+"""``ModelInfo.source`` of a network that did not start from other weights"""
 COCO = Labels(registry.COCO_NAMES, registry.COCO_IDS)
 
 
@@ -79,17 +79,26 @@ def build(info: ModelInfo) -> Detector:
 
 
 def save(weights: nn.Module | Mapping[str, Tensor], info: ModelInfo, path: str | Path) -> Path:
-    """Writes a safetensors file with ``info`` inside, beside its place first and then renamed."""
+    """Writes a safetensors file with ``info`` inside, beside its place first and then renamed.
+
+    Raises ``ValueError`` for weights that ``load`` could not read back, such as those of a fused model.
+    """
     from safetensors.torch import save as serialised
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with torch.device("meta"):
+        wanted = build(info).state_dict()
+    if set(state) != set(wanted):
+        raise ValueError(
+            f"these are not the weights of {info.name}, {len(set(state) ^ set(wanted))} entries differ. A fused model "
+            "cannot be saved: save the one it was made from, and fuse after loading"
+        )
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     about = {"format": FORMAT, "edgecrafter": info.to_json(), "licence": info.licence}
-    beside.write_bytes(serialised(tensors, about))
-    os.replace(beside, path)
+    with written_beside(path) as beside:
+        beside.write_bytes(serialised(tensors, about))
     return path
 
 
@@ -102,8 +111,9 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> tuple[
 
 
 def locate(name_or_path: str | Path) -> Path:
-    """The file of a path, of a registry name (downloaded once) or of ``hf:owner/repository``."""
-    path = Path(name_or_path).expanduser()
+    """The file of a path, of a training run's folder, of a registry name (downloaded once) or of
+    ``hf:owner/repository``."""
+    path = resolve(name_or_path)
     if path.is_file():
         return path
     text = str(name_or_path)
@@ -118,6 +128,23 @@ def locate(name_or_path: str | Path) -> Path:
             f"for example edgecrafter train --model {text} --data DATASET, and load the file that it writes"
         )
     raise FileNotFoundError(f"{text} is neither a file nor a known model; known: {', '.join(names())}")
+
+
+def resolve(path: str | Path) -> Path:
+    """The best weights inside the folder of a training run or quickstart; any other path as it is.
+
+    Raises ``FileNotFoundError`` for a run that has not been evaluated yet.
+    """
+    path = Path(path).expanduser()
+    for place in ("weights/best.safetensors", "model.safetensors"):
+        if (path / place).is_file():
+            return path / place
+    if (path / "weights").is_dir():
+        raise FileNotFoundError(
+            f"{path}: no weights/best.safetensors; this run has not been evaluated yet. Take "
+            f"{path / 'weights' / 'last.safetensors'}, or go on with edgecrafter train --resume {path}"
+        )
+    return path
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], ModelInfo]:
@@ -160,9 +187,8 @@ def write_released(weights: Mapping[str, Tensor], path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     state = official.to_official(weights)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save({"date": "", "last_epoch": 0, "model": state, "ema": {"module": state, "updates": 0}}, beside)
-    os.replace(beside, path)
+    with written_beside(path) as beside:
+        torch.save({"date": "", "last_epoch": 0, "model": state, "ema": {"module": state, "updates": 0}}, beside)
     return path
 
 
@@ -191,12 +217,18 @@ def open_file(path: Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
             raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
         return state, ModelInfo.from_json(text) if text else None
     try:
-        return official.unwrap(torch.load(path, map_location="cpu", weights_only=True)), None
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
             f"{path}: not a readable checkpoint ({str(error).splitlines()[0]}). Files with anything but tensors and "
-            "plain values are refused because loading them could run code"
+            "plain values are refused because loading them could run code. A file that was cut off: fetch it again"
         ) from None
+    if {"network", "optimizer", "progress"} <= set(content):
+        raise ValueError(
+            f"{path} is the state of a training run, to go on with --resume; the model is "
+            f"{path.with_suffix('.safetensors')}"
+        )
+    return official.unwrap(content), None
 
 
 def _blank(name: str, classes: int) -> ModelInfo:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from edgecrafter import hub, registry
-from edgecrafter.data import formats
+from edgecrafter.data import check, formats
 from edgecrafter.evaluate import Scores, evaluate
 from edgecrafter.hub import ModelInfo
 from edgecrafter.infer import choose_device
@@ -94,8 +95,14 @@ class Model:
         max_det: int | None = None,
         progress: bool = True,
     ) -> Scores:
-        """Score the model on a data set with COCO's numbers. ``split`` is train, val or test."""
-        annotations = formats.load(Path(data), split)
+        """Score the model on a data set with COCO's numbers. ``split`` is train, val or test.
+
+        Pictures that cannot be read are left out with a warning. Raises ValueError and FileNotFoundError for data that
+        cannot be used, as training does.
+        """
+        annotations = check.usable(formats.load(Path(data), split, self.info.labels))
+        for note in annotations.notes:
+            warnings.warn(note, stacklevel=2)
         return evaluate(
             self.network,
             self.info,
@@ -117,7 +124,10 @@ class Model:
         return summarise(self.network, self.info, _size(imgsz))
 
     def save(self, path: str | Path) -> Path:
-        """Write weights, classes, input and licence as one safetensors file."""
+        """Write weights, classes, input and licence as one safetensors file.
+
+        Raises ValueError for a model in deploy form, which no file holds.
+        """
         return hub.save(self.network, self.info, path)
 
 
@@ -134,7 +144,7 @@ def load(model: str | Path | Model, device: str = "") -> Model:
     """
     if isinstance(model, Model):
         return model.to(device) if device else model
-    network, info = hub.load(best_of(model), choose_device(device))
+    network, info = hub.load(model, choose_device(device))
     return Model(network, info)
 
 
@@ -183,12 +193,6 @@ def convert(source: str | Path, target: str | Path) -> Path:
     """
     hub.convert(source, target)
     return Path(target)
-
-
-def best_of(model: str | Path) -> str:
-    """The best weights inside the folder of a training run; anything else as it is."""
-    best = Path(model) / "weights" / "best.safetensors"
-    return str(best if best.is_file() else model)
 
 
 def _size(imgsz: Side) -> tuple[int, int] | None:

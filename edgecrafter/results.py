@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +12,7 @@ from PIL import Image
 
 from edgecrafter import draw
 from edgecrafter.data import images
+from edgecrafter.files import written_beside
 from edgecrafter.types import Detections
 
 if TYPE_CHECKING:
@@ -135,14 +134,3 @@ class Result(Detections):
         if self.path is None:
             raise ValueError("a picture from memory has no place of its own: save('folder') or save('file.jpg')")
         return self.path.with_name(f"{name.stem}_found{name.suffix}")
-
-
-@contextmanager
-def written_beside(path: Path) -> Iterator[Path]:
-    """A file of another name to write, which takes the place of ``path`` once it is complete, or goes away."""
-    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield beside
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

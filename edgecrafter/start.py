@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from edgecrafter import registry
 from edgecrafter.download import download
-from edgecrafter.hub import OWN_LICENCE, RANDOM, ModelInfo, build, create, locate, open_file, read
+from edgecrafter.hub import OWN_LICENCE, RANDOM, ModelInfo, build, create, locate, open_file, read, resolve
 from edgecrafter.models import official
 from edgecrafter.models.detector import Detector
 from edgecrafter.models.sizes import VITS
@@ -32,7 +32,7 @@ def start(
     there are any; "none" starts from random weights; anything else is a file to take weights from. Class rows are taken
     by class name. ``backbone`` is a file with a ViT alone (released layout), as distilled ViTs come.
     """
-    file = Path(model).expanduser()
+    file = resolve(model)
     given = read(file) if file.is_file() else None
     name = given[1].name if given else str(model)
     if given:
@@ -70,6 +70,8 @@ def transfer(network: nn.Module, state: Mapping[str, Tensor], labels: Labels, gi
             taken += 1
         else:
             new.append(name)
+    if not taken:
+        raise ValueError("the weights have no entry that fits this model: choose a file of the same size and options")
     lines = [f"took {taken} of {len(own)} entries and the rows of {len(pairs)} of {len(labels)} classes by name"]
     if new:
         lines.append(f"new (random): {len(new)} entries, for example {', '.join(new[:3])}")

@@ -9,6 +9,7 @@ import torch
 
 from edgecrafter import download, hub, registry
 from edgecrafter.models import official
+from edgecrafter.models.fuse import fuse
 from edgecrafter.start import start
 from edgecrafter.types import InputSpec, Labels
 
@@ -29,6 +30,12 @@ def test_a_file_holds_everything(saved):
     assert same.input.size == (96, 128) and same.labels.ids == (1, 18) and same.size.registers == 2
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in network.state_dict().items())
     assert not list(path.parent.glob(".*")), "nothing is left beside the file"
+
+
+def test_a_fused_model_is_not_saved(saved, tmp_path):
+    network, info, _ = saved
+    with pytest.raises(ValueError, match="fused model cannot be saved"):
+        hub.save(fuse(network), info, tmp_path / "fused.safetensors")
 
 
 def test_unknown_names_list_the_known():
@@ -57,8 +64,7 @@ def test_a_download_happens_once_and_prints_the_licence(monkeypatch, tmp_path, c
 
     def fetch(url, target, hash_prefix=None, progress=True):
         calls.append(url)
-        with open(target, "wb") as file:
-            file.write(b"x")
+        torch.save({}, target)
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
     row = registry.find("ecdet-m")
@@ -66,7 +72,29 @@ def test_a_download_happens_once_and_prints_the_licence(monkeypatch, tmp_path, c
     assert calls == [row.url]
     said = capsys.readouterr().out
     assert said.count("non-commercial") == 1
-    assert "sha256 2d711642b726b04401627ca9fbac32f5" in said
+    assert f"sha256 {download.sha256(tmp_path / 'ecdet_m.pth')}" in said
+
+
+def test_a_download_that_was_cut_off_is_not_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("EDGECRAFTER_CACHE", str(tmp_path))
+
+    def fetch(url, target, hash_prefix=None, progress=True):
+        with open(target, "wb") as file:
+            file.write(b"PK half a file")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+    with pytest.raises(FileNotFoundError, match="not complete"):
+        hub.load("ecdet-s")
+    assert not list(tmp_path.iterdir())
+
+
+def test_states_and_unfinished_runs_point_to_the_model(tmp_path):
+    (tmp_path / "weights").mkdir()
+    torch.save({"network": {}, "optimizer": {}, "progress": {}}, tmp_path / "weights" / "last.pt")
+    with pytest.raises(ValueError, match="state of a training run.*last.safetensors"):
+        hub.load(tmp_path / "weights" / "last.pt")
+    with pytest.raises(FileNotFoundError, match="not been evaluated yet.*last.safetensors"):
+        hub.load(tmp_path)
 
 
 def test_every_registry_row_is_complete():

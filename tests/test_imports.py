@@ -13,7 +13,7 @@ import edgecrafter
 PACKAGE = Path(edgecrafter.__file__).parent
 
 FLOORS = (
-    ("geometry",),
+    ("geometry", "files"),
     ("types",),
     ("nn",),
     ("models",),
@@ -56,7 +56,7 @@ def wrong(unit: str, source: str) -> list[str]:
     others = set(imports(source)) & set(RANK) - {unit}
     upward = {other for other in others if RANK[other] >= RANK[unit]}
     if unit in WINGS:
-        upward |= others - WINGS - {"types", "geometry"}
+        upward |= others - WINGS - {"types", "geometry", "files"}
     return sorted(upward)
 
 

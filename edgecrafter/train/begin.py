@@ -18,12 +18,14 @@ from edgecrafter.models.detector import Detector
 from edgecrafter.start import start
 from edgecrafter.train import distributed, recipes
 from edgecrafter.train.config import ARCHITECTURE, TrainConfig, input_size
+from edgecrafter.train.log import CSV
 from edgecrafter.train.recipes import Plan
 from edgecrafter.train.state import LAST, WEIGHTS, interrupted, new_folder, read
+from edgecrafter.train.steps import freeze_parts
 from edgecrafter.types import InputSpec
 
-FREE_ON_RESUME = ("device", "workers", "resume", "project", "name", "exist_ok")
-"""options that may differ when a run goes on: they do not change its result"""
+FREE_ON_RESUME = ("device", "workers", "resume", "project", "name", "exist_ok", "data")
+"""options that may differ when a run goes on: they do not change its result. The data may have moved"""
 
 
 @dataclass
@@ -45,11 +47,12 @@ def fresh(config: TrainConfig) -> Begin:
     """Read the data, make the network, the plan, and the folder with ``args.yaml``."""
     training, validation = _data(config)
     options = {name: getattr(config, name) for name in ARCHITECTURE if getattr(config, name) is not None}
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), distributed.first_process_first():  # which may have to download
         torch.manual_seed(config.seed)
         network, info, lines = start(
             config.model, training.labels, _input(config), config.weights, config.backbone, **options
         )
+    freeze_parts(network, tuple(config.freeze))  # an unknown part is an error before anything is written
     random_backbone = config.backbone is None and info.source == hub.RANDOM
     recipe = recipes.recipe_for(info.task, hub.parse(info.name)[1])
     plan = recipes.resolve(config, recipe, len(training), distributed.world(), random_backbone)
@@ -59,6 +62,7 @@ def fresh(config: TrainConfig) -> Begin:
     )
     begin = Begin(network, info, training, validation, plan, folder, config)
     if distributed.rank() == 0:
+        _clear(folder)
         _write_args(begin)
     return begin
 
@@ -75,18 +79,19 @@ def continued(asked: TrainConfig) -> Begin:
                 f"{name}={value}: the run in {folder} was started with {getattr(config, name)} and goes on with "
                 f"its own options. Leave it out, or start a new run with model={folder}/{WEIGHTS}/last.safetensors"
             )
-    config = replace(config, device=asked.device, workers=given.get("workers", config.workers))
+    config = replace(
+        config, device=asked.device, workers=given.get("workers", config.workers), data=given.get("data", config.data)
+    )
     info = distributed.broadcast(
         hub.read(folder / WEIGHTS / "last.safetensors")[1] if distributed.rank() == 0 else None
     )
     assert info is not None
     plan = Plan.from_dict(saved["plan"])
     training, validation = _data(config)
-    steps = len(training) // distributed.world() // plan.batch // plan.accumulate
-    if saved["world"] != distributed.world() or training.labels != info.labels or steps != plan.steps:
+    if saved["world"] != distributed.world() or training.labels != info.labels or len(training) != plan.pictures:
         raise ValueError(
-            f"{folder} was started with {saved['world']} processes, {plan.steps} steps per epoch and the classes "
-            f"{', '.join(info.labels.names)}; now these are {distributed.world()}, {steps} and "
+            f"{folder} was started with {saved['world']} processes, {plan.pictures} pictures and the classes "
+            f"{', '.join(info.labels.names)}; now these are {distributed.world()}, {len(training)} and "
             f"{', '.join(training.labels.names)}. A run goes on with the same data and number of processes only"
         )
     distributed.say(f"going on after epoch {saved['progress']['epoch']}\n{plan.report()}")
@@ -108,7 +113,7 @@ def _data(config: TrainConfig) -> tuple[Annotations, Annotations]:
 
 def _input(config: TrainConfig) -> InputSpec:
     """The input of the model: that of the file it starts from, with the size that is asked for."""
-    file = Path(config.model).expanduser()
+    file = hub.resolve(config.model)
     spec = hub.read(file)[1].input if file.is_file() else InputSpec()
     return spec if config.imgsz is None else replace(spec, size=input_size(config.imgsz))
 
@@ -121,6 +126,13 @@ def _crowded(training: Annotations, info: ModelInfo) -> list[str]:
     return [
         f"note: one picture in a hundred has {many} objects or more; {queries} queries are few, try queries={2 * many}"
     ]
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier run left in a folder that is used again."""
+    for old in [*(folder / WEIGHTS).glob("*"), folder / CSV, *(folder / "val").glob("*")]:
+        if old.is_file():
+            old.unlink()
 
 
 def _write_args(begin: Begin) -> None:

@@ -65,6 +65,16 @@ def barrier() -> None:
         dist.barrier()
 
 
+@contextmanager
+def first_process_first() -> Iterator[None]:
+    """The first process does what is inside while the others wait for it; then they do it."""
+    if rank() > 0:
+        barrier()
+    yield
+    if rank() == 0:
+        barrier()
+
+
 def say(text: str) -> None:
     """Print from process 0 only."""
     if rank() == 0:

@@ -21,7 +21,16 @@ def device(name: str) -> torch.device:
                          f"--nproc-per-node={count} -m edgecrafter train ...")  # fmt: skip
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     chosen = choose_device(name)
-    return torch.device("cuda", distributed.local_rank()) if several and chosen.type == "cuda" else chosen
+    if several and chosen.type == "cuda":
+        if distributed.local_rank() >= torch.cuda.device_count():
+            raise ValueError(
+                f"process {distributed.local_rank()} has no GPU, this machine has {torch.cuda.device_count()}: "
+                f"start torchrun with --nproc-per-node={torch.cuda.device_count()}"
+            )
+        return torch.device("cuda", distributed.local_rank())
+    if chosen.type == "mps" and not name:
+        return torch.device("cpu")  # mps lacks kernels that training needs; it is there for prediction
+    return chosen
 
 
 def precision(wanted: str, device: torch.device) -> str:

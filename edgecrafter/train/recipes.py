@@ -63,6 +63,8 @@ class Plan:
     """Every number that a run follows. Steps are optimiser steps."""
 
     epochs: int
+    pictures: int
+    """of the training set"""
     steps: int
     """per epoch"""
     batch: int
@@ -158,6 +160,7 @@ def resolve(config: TrainConfig, recipe: Recipe, pictures: int, world: int = 1, 
     ema_warmup = max(1, min(round(recipe.ema_warmup / ratio), total // EMA_WARMUP_SHARE))
     return Plan(
         epochs=epochs,
+        pictures=pictures,
         steps=steps,
         batch=batch,
         accumulate=accumulate,
