@@ -104,7 +104,7 @@ class Decoder(nn.Module):
         tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in memory], dim=1)
         shapes = [(level.shape[2], level.shape[3]) for level in memory]
         anchor, valid = anchors(shapes, tokens.device)
-        tokens = tokens * valid[:, None].to(tokens.dtype)  # only here: cross-attention reads the unmasked memory
+        tokens.masked_fill_(~valid[:, None], 0.0)  # only here: cross-attention reads the unmasked memory
         logits = self.enc_score(tokens)
         count = min(self.queries, tokens.shape[1])
         chosen = logits.amax(-1).topk(count, dim=1).indices
