@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from edgecrafter.data import loader
 from edgecrafter.data.annotations import Annotations
+from edgecrafter.files import written_beside
 from edgecrafter.infer import TOP_K, choose_device, detect
 from edgecrafter.metrics.coco import ClassScore, CocoCount, CocoScorer
-from edgecrafter.results import written_beside
 from edgecrafter.types import Labels
 
 if TYPE_CHECKING:
@@ -119,8 +119,11 @@ def evaluate(
             objects of all; all of them return the same scores.
 
     Raises:
-        ValueError: no images, an unknown precision, or objects of a class that the model does not have.
+        ValueError: no images, an unknown precision, a number below its least, or objects of a class that the model does
+            not have.
     """
+    if batch < 1 or (max_det is not None and max_det < 1):
+        raise ValueError(f"batch={batch}, max_det={max_det}: both are at least 1")
     if not len(annotations):
         raise ValueError(f"{annotations.root}: no images to evaluate on")
     chosen, renamed = _shared_classes(info.labels, annotations)

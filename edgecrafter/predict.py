@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from edgecrafter.data import images, placement
 from edgecrafter.geometry import boxes as box_ops
 from edgecrafter.infer import TOP_K, choose_device, detect
-from edgecrafter.results import Result
+from edgecrafter.models.detector import STRIDE
+from edgecrafter.results import WRITABLE, Result
 from edgecrafter.types import Detections, Labels
 
 if TYPE_CHECKING:
     from edgecrafter.hub import ModelInfo
 
-STRIDE = 32
 Source = str | Path | Image.Image | NDArray[np.uint8] | Sequence["Source"]
 
 
@@ -74,7 +74,8 @@ class Predictor:
         """The results one after the other, for folders that are too large to hold all at once.
 
         Boxes are in pixels of the original picture held upright, clipped to it (evaluation does not clip); one that
-        lies outside is left out. Results of files do not keep the picture in memory.
+        lies outside is left out. Results of files do not keep the picture in memory. A title that another picture has
+        already gets a number, so that all can be saved into one folder.
 
         Args:
             source: a file, a folder (its pictures, by name), a glob pattern such as ``"shots/*.png"``, a PIL picture, a
@@ -98,7 +99,10 @@ class Predictor:
         size = self.info.input.size if imgsz is None else _input_size(imgsz)
         chosen = None if classes is None else _chosen(classes, self.info.labels)
         skipped: list[str] = []
-        pictures = _read(_items(source), skipped)
+        items = _items(source)
+        for item, title in zip(items, distinct(item.title for item in items), strict=True):
+            item.title = title
+        pictures = _read(items, skipped)
         return self._results(pictures, skipped, conf, size, batch, max_det, chosen)
 
     def _results(
@@ -125,6 +129,20 @@ class Predictor:
         kept = None if item.path is not None else picture
         values = {name: getattr(found, name) for name in ("scores", "labels", "boxes", "size", "masks", "keypoints")}
         return Result(**values, names=self.info.labels.names, path=item.path, picture=kept, title=item.title)
+
+
+def distinct(names: Iterable[str]) -> Iterator[str]:
+    """The file names with a number where an earlier one would be saved as the same file: ``a.jpg``, ``a_2.jpg``."""
+    following: dict[str, int] = {}
+    for name in names:
+        stem, suffix = Path(name).stem, Path(name).suffix
+        saved = suffix if suffix.lower() in WRITABLE else ".jpg"
+        unique, number = stem, following.get(f"{stem}{saved}".casefold(), 2)
+        while f"{unique}{saved}".casefold() in following:
+            unique, number = f"{stem}_{number}", number + 1
+        following[f"{stem}{saved}".casefold()] = number
+        following.setdefault(f"{unique}{saved}".casefold(), 2)
+        yield unique + suffix
 
 
 @dataclass

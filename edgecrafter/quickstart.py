@@ -12,18 +12,23 @@ import torch
 from PIL import Image
 
 from edgecrafter import curves
-from edgecrafter.data import formats, images, scenes
+from edgecrafter.data import check, formats, images, scenes
 from edgecrafter.data.annotations import Annotations
 from edgecrafter.draw import draw
 from edgecrafter.evaluate import Scores
 from edgecrafter.model import Model, load, train
+from edgecrafter.predict import distinct
 from edgecrafter.types import Detections
 
 MODEL = "ecdet-p"
+TRAINING = "training"
+"""name of the run's folder"""
 PICTURES = 6
 """validation pictures that are drawn"""
 SEEN = 4320
 """training pictures seen, over all epochs: about three minutes on two cores at 160 x 160"""
+RATE = 25
+"""training pictures per second on two cores at 160 x 160, roughly; slower by the area of a larger input"""
 SIDES = {"scenes": 160, "own": 256}
 """input size in pixels"""
 LR = 3e-3
@@ -61,7 +66,8 @@ def quickstart(
     Args:
         data: a data set in a known layout; empty: scenes are generated.
         folder: where everything goes; files of an earlier quickstart are replaced.
-        epochs: passes over the training pictures; None: as many as take about three minutes on two cores.
+        epochs: passes over the training pictures; None: as many as take about three minutes on two cores, five at least
+            unless the data are many, and one however many they are.
         imgsz: input size in pixels, a multiple of 32; None: 160 for the scenes, 256 for ``data``.
         seed: of scenes and training.
         device: empty: a GPU if there is one.
@@ -72,13 +78,15 @@ def quickstart(
     start = time.perf_counter()
     folder = Path(folder)
     source = Path(data) if data else _scenes(folder, seed)
-    count = len(formats.load(source, "train"))
-    epochs = epochs or max(5, SEEN // count)
+    known = formats.load(source, "train")
+    epochs = epochs or _epochs(len(known))
+    side = imgsz or SIDES["own" if data else "scenes"]
+    print(_forecast(len(known), epochs, side, folder / TRAINING))
     trained = train(
         model=MODEL,
         data=str(source),
         epochs=epochs,
-        imgsz=imgsz or SIDES["own" if data else "scenes"],
+        imgsz=side,
         queries=None if data else QUERIES,
         lr=LR,
         backbone_lr=LR,
@@ -89,13 +97,14 @@ def quickstart(
         device=device,
         workers=0,
         project=str(folder),
-        name="training",
+        name=TRAINING,
         exist_ok=True,
     )
     model = folder / "model.safetensors"
     shutil.copyfile(trained.best, model)
     plot = curves.plot(trained.folder, folder / "curves.png")
-    pictures = side_by_side(load(model, device), formats.load(source, "val"), folder / "pictures")
+    unseen = check.usable(formats.load(source, "val", known.labels))
+    pictures = side_by_side(load(model, device), unseen, folder / "pictures")
     outcome = Outcome(folder, model, trained.scores, pictures, plot)
     print(_report(outcome, trained.folder, source, bool(data), time.perf_counter() - start))
     return outcome
@@ -104,15 +113,30 @@ def quickstart(
 def side_by_side(model: Model, annotations: Annotations, folder: Path, count: int = PICTURES) -> list[Path]:
     """Draw truth and prediction of the first ``count`` pictures that have objects beside each other."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for index in annotations.counts().nonzero()[0][:count].tolist():
-        path = annotations.path(index)
+    chosen = annotations.counts().nonzero()[0][:count].tolist()
+    paths = [annotations.path(index) for index in chosen]
+    written = [folder / name for name in distinct(f"{path.stem}.jpg" for path in paths)]
+    for index, path, target in zip(chosen, paths, written, strict=True):
         picture = images.read(path)
         true = draw(picture, _truth(annotations, index), annotations.labels.names, scores=False)
         found = model.predict(picture)[0].plot()
-        written.append(folder / f"{path.stem}.jpg")
-        _beside([true, found]).save(written[-1], quality=92)
+        _beside([true, found]).save(target, quality=92)
     return written
+
+
+def _epochs(count: int) -> int:
+    """Passes over ``count`` pictures: about ``SEEN`` in all, but five passes while that is at most twice as many."""
+    return max(5 if 5 * count <= 2 * SEEN else 1, SEEN // max(1, count))
+
+
+def _forecast(count: int, epochs: int, side: int, run: Path) -> str:
+    """How long the training will take, and how to go on with it after an interruption."""
+    minutes = count * epochs / RATE * (side / SIDES["scenes"]) ** 2 / 60
+    time = f"{minutes / 60:.0f} hours" if minutes > 100 else f"{max(1, minutes):.0f} min"
+    return (
+        f"training on {count} pictures, {epochs} epochs at {side} x {side}: a rough estimate is {time} on two cores\n"
+        f"Ctrl-C stops it; edgecrafter train --resume {run} goes on with it"
+    )
 
 
 def _scenes(folder: Path, seed: int) -> Path:

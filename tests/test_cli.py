@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from edgecrafter import hub
 from edgecrafter.cli import main, parsing
 from edgecrafter.cli.commands import COMMANDS
 from edgecrafter.cli.parsing import UsageError, parse
-from edgecrafter.data import scenes
+from edgecrafter.data import check, images, scenes
 from edgecrafter.types import InputSpec, Labels
 
 SIZE = (64, 64)
@@ -68,6 +68,13 @@ class Options:
         ("a data=x=1/y", {"data": "x=1/y"}),
         ("a --lr=-1", {"lr": -1.0}),
         ("a source=[b.jpg,c.jpg]", {"source": ["b.jpg", "c.jpg"]}),
+        ("a --source b.jpg,c.jpg --source d.jpg", {"source": ["b.jpg", "c.jpg", "d.jpg"]}),
+        ("a --source 0,1", {"source": ["0", "1"]}),
+        ("a null 1e3 [0] {x} a: 😀 007", {"source": ["null", "1e3", "[0]", "{x}", "a:", "😀", "007"]}),
+        ("a --source [0,1] --source yes", {"source": ["0", "1", "yes"]}),
+        ("a source=['b,c','d']", {"source": ["b,c", "d"]}),
+        ("a --source [ab]*.jpg", {"source": ["[ab]*.jpg"]}),
+        ("a b,c.jpg [d]", {"source": ["b,c.jpg", "[d]"]}),  # a word by itself is one file
     ],
 )
 def test_understood(words: str, wanted: dict) -> None:
@@ -100,6 +107,9 @@ def test_a_config_file_gives_options_and_the_command_line_wins(tmp_path: Path) -
     file.write_text("model: a\nbatch_size: 2\nimgsz: [64, 96]\nsave: true\nlr:\nsource: [x.jpg]\n")
     found = parse(Options, ["--config", str(file), "batch=3", "source=y.jpg"], ("model", "source"))
     assert found == Options("a", ["y.jpg"], batch=3, imgsz=[64, 96], save=True)
+    file.write_text("model: a\nsource: [0, b]\n")
+    assert parse(Options, ["--config", str(file)]).source == ["0", "b"]
+    assert parse(Options, ["--config", str(file), "source=[]"]).source == []
     file.write_text("options:\n  model: b\nplan: {steps: 3}\n")  # the args.yaml of a run
     assert parse(Options, [f"config={file}"]).model == "b"
 
@@ -158,6 +168,24 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGECRAFTER_DEBUG", "1")
     with pytest.raises(FileNotFoundError, match="known: ecdet-p"):
         main(["info", "ecdet-q"])
+
+
+def test_too_little_memory_names_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(error: RuntimeError) -> None:
+        def run(_: object) -> None:
+            raise error
+
+        monkeypatch.setitem(COMMANDS, "models", replace(COMMANDS["models"], run=run))
+
+    fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nMore."))
+    assert main(["models"]) == 1
+    said = capsys.readouterr().err
+    assert "smaller --batch or --imgsz" in said and "(CUDA out of memory)" in said and said.count("\n") == 1
+    fail(RuntimeError("a mistake"))
+    with pytest.raises(RuntimeError, match="a mistake"):
+        main(["models"])
 
 
 def test_help_and_version_and_python_m() -> None:
@@ -241,6 +269,27 @@ def test_a_broken_picture_in_a_folder_is_a_warning_in_one_line(here: Path, capsy
     said = capsys.readouterr()
     assert said.out.startswith("fine.jpg: ")
     assert said.err.startswith("edgecrafter: warning: ") and "broken.jpg" in said.err and said.err.count("\n") == 1
+
+
+def test_pictures_of_one_name_are_all_drawn(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("s1", "s2"):
+        (here / "many" / name).mkdir(parents=True)
+        Image.open(here / "data/images/val_00000.jpg").save(here / "many" / name / "a.jpg")
+    assert main(["predict", "model.safetensors", "many/**/*.jpg", "--name", "same"]) == 0
+    assert {path.name for path in (here / "runs/detect/same").iterdir()} == {"a.jpg", "a_2.jpg"}
+    assert f"a_2.jpg ({Path('many/s2/a.jpg')}): " in capsys.readouterr().out
+
+
+def test_an_error_of_a_process_that_reads_is_one_line(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("x.jpg: cannot be read")
+
+    monkeypatch.setattr(images, "read", broken)
+    monkeypatch.setattr(check, "usable", lambda annotations, *_: annotations)
+    assert main(["val", "model.safetensors", "data", "workers=1"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "edgecrafter: error: x.jpg: cannot be read"
 
 
 def test_val_writes_scores(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -179,5 +179,8 @@ def test_arguments_are_checked(truth: Annotations) -> None:
     net, info = network()
     with pytest.raises(ValueError, match="fp32, bf16, fp16"):
         run(net, info, truth, precision="int8")
+    for wrong in ({"max_det": -1}, {"max_det": 0}, {"batch": 0}):
+        with pytest.raises(ValueError, match="at least 1"):
+            run(net, info, truth, **wrong)
     with pytest.raises(ValueError, match="no images"):
         run(net, info, truth.subset([]))

@@ -19,7 +19,7 @@ from edgecrafter import hub
 from edgecrafter.data import images
 from edgecrafter.evaluate import evaluate
 from edgecrafter.infer import choose_device
-from edgecrafter.predict import Predictor
+from edgecrafter.predict import Predictor, distinct
 from edgecrafter.results import Result
 from edgecrafter.types import InputSpec, Labels
 
@@ -110,6 +110,14 @@ def test_a_folder_lists_pictures_only(predictor: Predictor, folder: Path) -> Non
     assert [result.title for result in found] == ["a.jpg", "b.png", "c.PNG"]
     assert [result.size for result in found] == [(80, 90), (60, 90), (100, 90)]
     assert [result.title for result in predictor(str(folder / "*.png"))] == ["b.png"]
+
+
+def test_pictures_of_one_name_get_titles_that_can_be_saved_in_one_folder(predictor: Predictor, folder: Path) -> None:
+    found = predictor([folder / "a.jpg", folder / "b.png", str(folder / "a.*")])
+    assert [result.title for result in found] == ["a.jpg", "b.png", "a_2.jpg"]
+    assert [result.path for result in found][::2] == [folder / "a.jpg"] * 2
+    names = ["a.gif", "a.jpg", "A.JPG", "a.png", "a_2.jpg", "a.jpg"]
+    assert list(distinct(names)) == ["a.gif", "a_2.jpg", "A_3.JPG", "a.png", "a_2_2.jpg", "a_4.jpg"]
 
 
 def test_broken_files_of_a_folder_are_skipped_and_named(predictor: Predictor, folder: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
 
 HELP = ("-h", "--help", "help")
+MEMORY = "try a smaller --batch or --imgsz, or --device cpu"
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -36,8 +38,25 @@ def main(words: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         if debug:
             raise
-        print(f"edgecrafter: error: {error}", file=sys.stderr)
+        print(f"edgecrafter: error: {_own_words(error)}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+    except RuntimeError as error:
+        if debug or not _is_memory(error):
+            raise
+        print(f"edgecrafter: error: not enough memory: {MEMORY} ({str(error).split('. ')[0]})", file=sys.stderr)
+        return 1
+
+
+def _own_words(error: Exception) -> str:
+    """The message of an error, without the traceback that a process which reads pictures puts around it."""
+    wrapped = re.match(r"Caught (\w+) in DataLoader worker process.*\n(?:\w+\.)*\1: (.*)", str(error), re.DOTALL)
+    return wrapped[2].strip() if wrapped else str(error)
+
+
+def _is_memory(error: RuntimeError) -> bool:
+    """Whether a device had too little memory; torch is not imported to find out."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:

@@ -68,7 +68,7 @@ class PredictOptions:
     model: str
     """name, weight file or folder of a training run"""
     source: list[str] = field(default_factory=list)
-    """pictures, folders or quoted patterns such as 'photos/*.jpg'"""
+    """pictures, folders or quoted patterns such as 'photos/*.jpg'; names with commas go without --source"""
     conf: float = 0.4
     """least score of what is shown, 0 to 1"""
     imgsz: int | list[int] | None = None
@@ -78,7 +78,7 @@ class PredictOptions:
     max_det: int = 300
     """most detections per picture"""
     classes: list[str] = field(default_factory=list)
-    """names or 0-based labels of the classes to keep; none: all"""
+    """names or 0-based labels of the classes to keep, such as ball,crate; none: all"""
     device: str = ""
     """cpu, cuda, cuda:1 or mps; empty: a GPU if there is one"""
     save: bool = True
@@ -191,7 +191,9 @@ def predict(options: PredictOptions) -> None:
     )
     folder = None
     for result in results:
-        print(json.dumps(result.to_dict()) if options.json else f"{result.title}: {result.summary()}")
+        numbered = result.path is not None and result.path.name != result.title
+        title = f"{result.title} ({result.path})" if numbered else result.title
+        print(json.dumps(result.to_dict()) if options.json else f"{title}: {result.summary()}")
         if options.save:
             folder = folder or new_folder(options.project, options.name)
             result.save(folder)
@@ -273,7 +275,7 @@ edgecrafter val ecdet-s coco split=val batch=16 device=cuda precision=bf16""",
         ("model", "source"),
         """\
 edgecrafter predict ecdet-s street.jpg
-edgecrafter predict runs/detect/train photos --conf 0.5 --classes person --classes dog
+edgecrafter predict runs/detect/train photos --conf 0.5 --classes person,dog
 edgecrafter predict ecdet-s 'photos/*.jpg' --json --save false > found.jsonl""",
     ),
     "models": Command(

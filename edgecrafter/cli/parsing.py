@@ -1,7 +1,8 @@
 """From the words of a command line to one dataclass of options.
 
 ``--epochs 10``, ``--epochs=10`` and ``epochs=10`` mean the same, ``--batch-size`` is ``--batch_size``, and names that
-other tools use for the same thing are in ``ALIASES``. jsonargparse checks the values against the types of the fields.
+other tools use for the same thing are in ``ALIASES``. A list is given as ``--classes a,b``, ``--classes [a,b]`` or
+``--classes a --classes b``. jsonargparse checks the values against the types of the fields.
 The text below each field is its help.
 """
 
@@ -14,6 +15,7 @@ import json
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -66,7 +68,7 @@ def parse(options: type[T], words: Sequence[str], positionals: Sequence[str] = (
     parser.add_class_arguments(options, as_group=False, instantiate=False)
     files, words = _config_files(words)
     given = normalise(options, words, positionals)
-    named = {name.rstrip("+") for name, _ in given}
+    named = {name for name, _ in given}
     for file in files:
         given = [pair for pair in _from_file(file, options) if pair[0] not in named] + given
     try:
@@ -105,15 +107,16 @@ def _from_file(file: str, options: type[Options]) -> list[tuple[str, str]]:
         raise UsageError(f"{file}: expected lines such as 'epochs: 74'")
     content = content.get("options", content)
     types = kinds(options)
-    return [
+    named = [
         (_resolve(str(name), types)[0], value if isinstance(value, str) else json.dumps(value))
         for name, value in content.items()
         if value is not None
     ]
+    return _pairs(named, [], types)
 
 
 def normalise(options: type[Options], words: Sequence[str], positionals: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of name and value, as jsonargparse takes them: ``source+`` appends to a list."""
+    """Name and value, as jsonargparse takes them: a list is one pair with JSON, however often it was given."""
     types = kinds(options)
     queue = list(words)
     named: list[tuple[str, str]] = []
@@ -130,9 +133,9 @@ def normalise(options: type[Options], words: Sequence[str], positionals: Sequenc
             value = "false"
         elif value is None:
             value = _take(name, types[name], queue)
-        named.append(_pair(name, value, types))
-    free = [name for name in positionals if name not in {given.rstrip("+") for given, _ in named}]
-    return named + [_pair(name, word, types) for name, word in _placed(bare, free, types)]
+        named.append((name, value))
+    free = [name for name in positionals if name not in {given for given, _ in named}]
+    return _pairs(named, list(_placed(bare, free, types)), types)
 
 
 def kinds(options: type[Options]) -> dict[str, str]:
@@ -175,16 +178,42 @@ def _take(name: str, kind: str, queue: list[str]) -> str:
     return queue.pop(0)
 
 
-def _pair(name: str, value: str, types: dict[str, str]) -> tuple[str, str]:
-    """Lists and sizes in the form that jsonargparse reads: ``384,640`` and ``384x640`` become ``[384, 640]``."""
-    kind = types.get(name, "")
+def _pairs(named: list[tuple[str, str]], placed: list[tuple[str, str]], types: dict[str, str]) -> list[tuple[str, str]]:
+    """Options that were ``named`` or ``placed`` by position, in the form that jsonargparse reads.
+
+    The value of a list is taken apart if it was named: a word by itself is one element, such as a file ``a,b.jpg``.
+    """
+    lists: dict[str, list[str]] = {}
+    found = []
+    for name, value in named + placed:
+        if types[name].startswith("list"):
+            lists.setdefault(name, [])
+            lists[name] += _elements(value) if (name, value) in named else [value]
+        else:
+            found.append((name, _scalar(value, types[name])))
+    return found + [(name, json.dumps(values, ensure_ascii=False)) for name, values in lists.items()]
+
+
+def _elements(value: str) -> list[str]:
+    """What a list holds that is written as ``a,b`` or ``[a, b]``, the latter with YAML's quotes."""
+    import yaml
+
+    if value.startswith("[") and value.endswith("]"):
+        with suppress(yaml.YAMLError):
+            found = yaml.load(value, Loader=yaml.BaseLoader)  # leaves every element the text that it is
+            if isinstance(found, list) and all(isinstance(each, str) for each in found):
+                return found
+        value = value[1:-1]
+    return [each.strip() for each in value.split(",") if each.strip()]
+
+
+def _scalar(value: str, kind: str) -> str:
+    """Switches and sizes in the form that jsonargparse reads: ``384,640`` and ``384x640`` become ``[384,640]``."""
     if kind == "bool" and value.lower() in TRUE + FALSE:
-        return name, str(value.lower() in TRUE).lower()
-    if kind.startswith("list"):
-        return (name, value) if value.startswith("[") else (f"{name}+", value)
+        return str(value.lower() in TRUE).lower()
     if "list[int]" in kind and re.fullmatch(r"\d+\s*[x,]\s*\d+", value):
-        return name, f"[{','.join(re.findall('[0-9]+', value))}]"
-    return name, value
+        return f"[{','.join(re.findall('[0-9]+', value))}]"
+    return value
 
 
 def _explain(error: str, options: type[Options], given: dict[str, str]) -> str:
