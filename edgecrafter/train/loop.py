@@ -182,6 +182,8 @@ def probe(forward: nn.Module, step: nn.Module, batch: Batch) -> None:
     Raises ``ValueError`` with the remedy when the memory of the device does not suffice.
     """
     buffers = Buffers(step)
+    trained = [p for p in step.parameters() if p.requires_grad]
+    held = [torch.empty_like(p) for p in trained for _ in range(2)]  # room for the optimiser's averages, made later
     gpu = [batch.images.device] if batch.images.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=gpu):
@@ -195,5 +197,6 @@ def probe(forward: nn.Module, step: nn.Module, batch: Batch) -> None:
         ) from None
     finally:
         buffers.restore()
-        for parameter in step.parameters():
+        held.clear()
+        for parameter in trained:
             parameter.grad = None
