@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -18,6 +18,17 @@ from edgecrafter.models.sizes import VITS
 from edgecrafter.types import InputSpec, Labels
 
 
+class Start(NamedTuple):
+    """A network to train."""
+
+    network: Detector
+    info: ModelInfo
+    lines: list[str]
+    """what was taken from where"""
+    random_vit: bool
+    """whether a block of the ViT starts from random weights"""
+
+
 def start(
     model: str | Path,
     labels: Labels,
@@ -25,8 +36,8 @@ def start(
     weights: str | Path = "auto",
     backbone: str | Path | None = None,
     **options: Any,
-) -> tuple[Detector, ModelInfo, list[str]]:
-    """A network to train for ``labels``, and lines that say where its weights come from.
+) -> Start:
+    """A network to train for ``labels``, and where its weights come from.
 
     ``model`` is a name or a file. ``weights``: "auto" takes the file itself or the released weights of the name, if
     there are any; "none" starts from random weights; anything else is a file to take weights from. Class rows are taken
@@ -41,20 +52,26 @@ def start(
         network = build(info)
     else:
         network, info = create(name, labels, input, **options)
-    lines = []
+    lines, new = [], list(network.state_dict())
     source = given if given and weights == "auto" else _source(name, weights, backbone)
     if source is None:
         lines.append(f"{name}: starts from random weights")
     else:
-        lines += transfer(network, source[0], info.labels, source[1].labels)
+        lines, new = transfer(network, source[0], info.labels, source[1].labels)
         info = replace(info, source=f"from {source[1].source}", licence=_inherited(source[1]))
     if backbone is not None:
         lines.append(load_vit(network, _backbone_file(backbone)))
-    return network, info, lines
+    random_vit = backbone is None and any(name.startswith(official.VIT + "blocks.") for name in new)
+    return Start(network, info, lines, random_vit)
 
 
-def transfer(network: nn.Module, state: Mapping[str, Tensor], labels: Labels, given: Labels) -> list[str]:
-    """Takes every entry of ``state`` that fits; class rows by class name. Says what was taken and what is new."""
+def transfer(
+    network: nn.Module, state: Mapping[str, Tensor], labels: Labels, given: Labels
+) -> tuple[list[str], list[str]]:
+    """Takes every entry of ``state`` that fits; class rows by class name. Says what was taken, and lists what is new.
+
+    Raises ``ValueError`` when nothing fits.
+    """
     own = network.state_dict()
     rows = {name: i for i, name in enumerate(given.names)}
     pairs = [(i, rows[name]) for i, name in enumerate(labels.names) if name in rows]
@@ -78,7 +95,7 @@ def transfer(network: nn.Module, state: Mapping[str, Tensor], labels: Labels, gi
     unused = [name for name in state if name not in own]
     if unused:
         lines.append(f"not used: {len(unused)} entries, for example {', '.join(unused[:3])}")
-    return lines
+    return lines, new
 
 
 def load_vit(network: Detector, path: Path) -> str:

@@ -49,13 +49,12 @@ def fresh(config: TrainConfig) -> Begin:
     options = {name: getattr(config, name) for name in ARCHITECTURE if getattr(config, name) is not None}
     with torch.random.fork_rng(devices=[]), distributed.first_process_first():  # which may have to download
         torch.manual_seed(config.seed)
-        network, info, lines = start(
+        network, info, lines, random_vit = start(
             config.model, training.labels, _input(config), config.weights, config.backbone, **options
         )
     freeze_parts(network, tuple(config.freeze))  # an unknown part is an error before anything is written
-    random_backbone = config.backbone is None and info.source == hub.RANDOM
     recipe = recipes.recipe_for(info.task, hub.parse(info.name)[1])
-    plan = recipes.resolve(config, recipe, len(training), distributed.world(), random_backbone)
+    plan = recipes.resolve(config, recipe, len(training), distributed.world(), random_vit)
     distributed.say("\n".join([*lines, *_crowded(training, info), plan.report()]))
     folder = distributed.broadcast(
         new_folder(config.project, config.name, config.exist_ok) if distributed.rank() == 0 else Path()
