@@ -54,6 +54,10 @@ def sha256(path: str | Path) -> str:
 
 
 def from_hub(repository: str) -> Path:
+    """``model.safetensors`` of a repository ``owner/name`` on the Hugging Face Hub, kept in its own cache.
+
+    Raises ``FileNotFoundError`` with the reason when it cannot be had.
+    """
     from huggingface_hub import hf_hub_download
 
     try:

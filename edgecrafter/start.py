@@ -32,12 +32,12 @@ class Start(NamedTuple):
 def start(
     model: str | Path,
     labels: Labels,
-    input: InputSpec,
+    size: tuple[int, int] | None = None,
     weights: str | Path = "auto",
     backbone: str | Path | None = None,
     **options: Any,
 ) -> Start:
-    """A network to train for ``labels``, and where its weights come from.
+    """A network to train for ``labels`` at the input ``size`` (h, w; None: the model's own), and where it comes from.
 
     ``model`` is a name or a file. ``weights``: "auto" takes the file itself or the released weights of the name, if
     there are any; "none" starts from random weights; anything else is a file to take weights from. Class rows are taken
@@ -46,12 +46,14 @@ def start(
     file = resolve(model)
     given = read(file) if file.is_file() else None
     name = given[1].name if given else str(model)
+    spec = given[1].input if given else InputSpec()
+    spec = spec if size is None else replace(spec, size=size)
     if given:
-        size = given[1].size.changed(**options)
-        info = replace(given[1], size=size, labels=labels, input=input, licence=OWN_LICENCE, source=RANDOM)
+        row = given[1].size.changed(**options)
+        info = replace(given[1], size=row, labels=labels, input=spec, licence=OWN_LICENCE, source=RANDOM)
         network = build(info)
     else:
-        network, info = create(name, labels, input, **options)
+        network, info = create(name, labels, spec, **options)
     lines, new = [], list(network.state_dict())
     source = given if given and weights == "auto" else _source(name, weights, backbone)
     if source is None:

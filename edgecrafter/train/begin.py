@@ -22,7 +22,6 @@ from edgecrafter.train.log import CSV
 from edgecrafter.train.recipes import Plan
 from edgecrafter.train.state import LAST, WEIGHTS, interrupted, new_folder, read
 from edgecrafter.train.steps import freeze_parts
-from edgecrafter.types import InputSpec
 
 FREE_ON_RESUME = ("device", "workers", "resume", "project", "name", "exist_ok", "data")
 """options that may differ when a run goes on: they do not change its result. The data may have moved"""
@@ -47,10 +46,11 @@ def fresh(config: TrainConfig) -> Begin:
     """Read the data, make the network, the plan, and the folder with ``args.yaml``."""
     training, validation = _data(config)
     options = {name: getattr(config, name) for name in ARCHITECTURE if getattr(config, name) is not None}
+    size = None if config.imgsz is None else input_size(config.imgsz)
     with torch.random.fork_rng(devices=[]), distributed.first_process_first():  # which may have to download
         torch.manual_seed(config.seed)
         network, info, lines, random_vit = start(
-            config.model, training.labels, _input(config), config.weights, config.backbone, **options
+            config.model, training.labels, size, config.weights, config.backbone, **options
         )
     freeze_parts(network, tuple(config.freeze))  # an unknown part is an error before anything is written
     recipe = recipes.recipe_for(info.task, hub.parse(info.name)[1])
@@ -108,13 +108,6 @@ def _data(config: TrainConfig) -> tuple[Annotations, Annotations]:
         if found.crowd.all():
             raise ValueError(f"{found.root}: no objects in the {name} pictures, nothing can be learned or scored")
     return training, validation
-
-
-def _input(config: TrainConfig) -> InputSpec:
-    """The input of the model: that of the file it starts from, with the size that is asked for."""
-    file = hub.resolve(config.model)
-    spec = hub.read(file)[1].input if file.is_file() else InputSpec()
-    return spec if config.imgsz is None else replace(spec, size=input_size(config.imgsz))
 
 
 def _crowded(training: Annotations, info: ModelInfo) -> list[str]:

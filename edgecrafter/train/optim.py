@@ -8,9 +8,9 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from edgecrafter.models.official import VIT
 from edgecrafter.train.recipes import Plan
 
-VIT = "backbone.vit."
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
