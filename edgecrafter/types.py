@@ -16,7 +16,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from edgecrafter.geometry.keypoints import default_sigmas
 from edgecrafter.geometry.numbers import on_device
+from edgecrafter.geometry.runs import Runs
 
 T = TypeVar("T")
 
@@ -26,12 +28,40 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Skeleton:
-    """What the data say of the keypoints of one object: names, drawn edges, left-right pairs and OKS sigmas."""
+    """What the data say of the keypoints of one object; indices are 0-based.
+
+    ``flip_pairs`` are the pairs that a mirror swaps; ``sigmas`` are the tolerances of OKS, one for each keypoint
+    (empty: COCO's for 17 keypoints, else ``geometry.keypoints.SIGMA`` for all). Raises ``ValueError`` for an index or a
+    number of sigmas that does not fit the names, and for a keypoint in two pairs.
+    """
 
     names: tuple[str, ...]
     edges: tuple[tuple[int, int], ...] = ()
     flip_pairs: tuple[tuple[int, int], ...] = ()
     sigmas: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.sigmas:
+            object.__setattr__(self, "sigmas", default_sigmas(len(self.names)))
+        if len(self.sigmas) != len(self.names) or not all(sigma > 0 for sigma in self.sigmas):
+            raise ValueError(f"{len(self.names)} keypoints but sigmas {self.sigmas}: give each one number above 0")
+        for pair in (*self.edges, *self.flip_pairs):
+            if not all(0 <= index < len(self.names) for index in pair):
+                raise ValueError(f"skeleton: {pair} names a keypoint beyond the {len(self.names)} there are")
+        swapped = [index for pair in self.flip_pairs for index in pair]
+        if len(set(swapped)) != len(swapped):
+            raise ValueError(f"skeleton: a keypoint is in two of the left-right pairs {self.flip_pairs}")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def mirrored(self) -> tuple[int, ...]:
+        """Which keypoint of a picture becomes keypoint ``k`` of its mirror image."""
+        order = list(range(len(self.names)))
+        for left, right in self.flip_pairs:
+            order[left], order[right] = right, left
+        return tuple(order)
 
 
 @dataclass(frozen=True)
@@ -39,11 +69,13 @@ class Labels:
     """The classes of a data set or model. Label ``i`` (0-based, contiguous) is called ``names[i]``.
 
     ``ids`` are the category ids of the data the classes came from; they are used only when results are written.
+    ``unused`` are labels that stand for no class and are never reported (released pose weights have one).
     """
 
     names: tuple[str, ...]
     ids: tuple[int, ...] = ()
     skeleton: Skeleton | None = None
+    unused: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.names:
@@ -55,6 +87,11 @@ class Labels:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def used(self) -> tuple[int, ...]:
+        """The labels that stand for a class."""
+        return tuple(label for label in range(len(self)) if label not in self.unused)
 
 
 @dataclass(frozen=True)
@@ -92,9 +129,9 @@ class Target:
     masks: Tensor | None = None
     """[N, H, W] bool"""
     keypoints: Tensor | None = None
-    """[N, K, 3] x, y in 0..1 and visibility"""
+    """[N, K, 3] float32: x, y in 0..1, and visibility (0 not labelled, 1 covered, 2 visible)"""
     area: Tensor | None = None
-    """[N] object area / image area (for OKS)"""
+    """[N] float32, object area / input area (for OKS); there when ``keypoints`` are"""
     image_id: int = 0
     size: tuple[int, int] = (0, 0)
     """height, width of the original picture in pixels"""
@@ -150,11 +187,49 @@ class QueryGroup:
     """... and the model's own queries (denoising); False: nothing else (distillation probes)"""
     content: Tensor | None = None
     """[B, G, D]; None: from the label table"""
+    keypoints: Tensor | None = None
+    """[B, G, K, 2] in 0..1, for decoders that ask for points"""
     answers: Match | None = None
     """known pairs query <-> object, when there are any"""
 
     def to(self, device: torch.device | str) -> QueryGroup:
         return _move(self, device)
+
+
+@dataclass
+class MaskMap:
+    """Mask logits of every query, kept as the two factors of a product: only the masks asked for are ever computed."""
+
+    queries: Tensor
+    """[B, Q, D]"""
+    pixels: Tensor
+    """[B, D, h, w]"""
+    bias: Tensor
+    """[1]"""
+
+    def of(self, image: Tensor, query: Tensor) -> Tensor:
+        """Logits of the masks of some queries, [P] and [P] int64 -> [P, h, w]."""
+        B, D, h, w = self.pixels.shape
+        chosen = self.queries[image, query]
+        if B == 1:
+            return (chosen @ self.pixels[0].flatten(1) + self.bias).unflatten(-1, (h, w))
+        found = chosen.new_zeros(len(chosen), h * w)
+        for each in range(B):  # a product per image: gathering the pixels of every pair would take B x Q maps
+            rows = (image == each).nonzero().flatten()
+            found = found.index_copy(0, rows, chosen[rows] @ self.pixels[each].flatten(1) + self.bias)
+        return found.unflatten(-1, (h, w))
+
+    def dense(self) -> Tensor:
+        """Logits of all masks, [B, Q, h, w]."""
+        return torch.einsum("bqd,bdhw->bqhw", self.queries, self.pixels) + self.bias
+
+    def cut(self, start: int, count: int) -> MaskMap:
+        """The same for ``count`` of the queries."""
+        return replace(self, queries=self.queries[:, start : start + count])
+
+    def float(self) -> MaskMap:
+        """The same in float32."""
+        return MaskMap(self.queries.float(), self.pixels.float(), self.bias.float())
 
 
 @dataclass
@@ -169,8 +244,8 @@ class LayerOutput:
     """[B, Q, 4, bins] logits of the edge distributions (pose: [B, Q, K, 2, bins])"""
     base: Tensor | None = None
     """[B, Q, 4] the box that the edges refine, no gradient"""
-    masks: Tensor | None = None
-    """[B, Q, h, w] logits"""
+    masks: MaskMap | None = None
+    """logits of [B, Q, h, w]"""
     keypoints: Tensor | None = None
     """[B, Q, K, 2]"""
 
@@ -209,9 +284,12 @@ class Detections:
     """[N, 4] xyxy pixels"""
     size: tuple[int, int] = (0, 0)
     """height, width of the picture"""
-    masks: Any = None
+    masks: Runs | None = None
+    """run-length codes of N masks of the whole picture; ``masks.array()`` gives pixels"""
     keypoints: Tensor | None = None
-    """[N, K, 3] x, y in pixels, score"""
+    """[N, K, 3] x, y in pixels, and 1 (there is no score per keypoint)"""
+    boxes_from: str = "query"
+    """what the boxes are: the answer of the ``query``, or the extent of the ``keypoints``"""
 
     def __len__(self) -> int:
         return len(self.scores)
