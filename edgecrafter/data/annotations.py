@@ -9,18 +9,55 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecrafter.types import Labels
+from edgecrafter.types import Labels, Skeleton
+
+
+@dataclass(frozen=True, eq=False)
+class Masks:
+    """Masks of N objects: each has polygons (R rings of T points in all), or a run-length code, or neither."""
+
+    points: NDArray[np.float32]
+    """[T, 2] x, y in pixels"""
+    rings: NDArray[np.int64]
+    """[R + 1] ring r is points[rings[r]] .. points[rings[r + 1]], three points or more; the last joins the first"""
+    objects: NDArray[np.int64]
+    """[N + 1] object i has the rings objects[i] .. objects[i + 1]; its mask is their union"""
+    codes: NDArray[np.uint8]
+    """COCO's compressed run lengths (the text) of the objects that have one, one after the other"""
+    code_offsets: NDArray[np.int64]
+    """[N + 1]"""
+
+    def __len__(self) -> int:
+        return len(self.objects) - 1
+
+    def polygons(self, index: int) -> list[NDArray[np.float32]]:
+        """The rings of an object, [P, 2] each; none where it has a code."""
+        edges = self.rings[self.objects[index] : self.objects[index + 1] + 1].tolist()
+        return [self.points[start:stop] for start, stop in pairwise(edges)]
+
+    def code(self, index: int) -> bytes:
+        """The compressed run lengths of an object, for the size of its picture; empty where it has polygons."""
+        return self.codes[self.code_offsets[index] : self.code_offsets[index + 1]].tobytes()
+
+    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Masks:
+        """The masks of the chosen objects: rows in the given order, or where a bool vector says so."""
+        chosen = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
+        ring_rows, objects = _gather(self.objects, chosen)
+        point_rows, rings = _gather(self.rings, ring_rows)
+        letters, code_offsets = _gather(self.code_offsets, chosen)
+        return Masks(self.points[point_rows], rings, objects, self.codes[letters], code_offsets)
 
 
 @dataclass(frozen=True, eq=False)
 class Annotations:
-    """Pictures and their objects, columnar. Masks and keypoints will each be one more optional column."""
+    """Pictures and their objects, columnar. Masks and keypoints are there where the task asked for them."""
 
     root: Path
     """the folder that the picture names are relative to"""
@@ -47,6 +84,11 @@ class Annotations:
     """[N] annotation ids"""
     notes: tuple[str, ...] = ()
     """what was skipped, clipped or dropped, one line for each kind, with the count and an example"""
+    masks: Masks | None = None
+    """of N objects; a code belongs to a picture of ``sizes``"""
+    keypoints: NDArray[np.float32] | None = None
+    """[N, K, 3] x, y in pixels and visibility (0 not labelled, 1 covered, 2 visible) of the K keypoints of
+    ``labels.skeleton``; zeros where not labelled"""
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -57,7 +99,7 @@ class Annotations:
         return self.root / os.fsdecode(self.names[start:stop].tobytes())
 
     def objects(self, index: int) -> slice:
-        """The rows of a picture's objects in ``boxes``, ``classes``, ``areas``, ``crowd`` and ``ids``."""
+        """The rows of a picture's objects in ``boxes``, ``classes``, ``areas``, ``crowd``, ``ids``, masks, ..."""
         return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
 
     def counts(self) -> NDArray[np.int64]:
@@ -67,6 +109,12 @@ class Annotations:
     def image_index(self) -> NDArray[np.int64]:
         """The picture of each object, [N]."""
         return np.repeat(np.arange(len(self)), self.counts())
+
+    def learnable(self) -> NDArray[np.bool_]:
+        """Objects that can be learned, [N]: no crowd, and with a labelled keypoint where keypoints are wanted."""
+        if self.keypoints is None:
+            return ~self.crowd
+        return ~self.crowd & (self.keypoints[..., 2] > 0).any(axis=1)
 
     def subset(self, indices: Sequence[int] | NDArray[np.int64] | NDArray[np.bool_]) -> Annotations:
         """The chosen pictures in the given order (or where a bool vector says so), with their objects."""
@@ -86,6 +134,8 @@ class Annotations:
             areas=self.areas[rows],
             crowd=self.crowd[rows],
             ids=self.ids[rows],
+            masks=None if self.masks is None else self.masks.take(rows),
+            keypoints=None if self.keypoints is None else self.keypoints[rows],
         )
 
     def noted(self, *notes: str) -> Annotations:
@@ -105,7 +155,8 @@ def to_coco(annotations: Annotations) -> dict[str, Any]:
     """The data as a COCO object (``images``, ``annotations``, ``categories``) with the original category ids.
 
     Annotation ids are kept, unless one is below 1: COCO's counting takes an id of 0 for "not matched", so then all are
-    numbered from 1.
+    numbered from 1. Masks become ``segmentation``; keypoints become ``keypoints`` and ``num_keypoints``, and their
+    names, edges, left-right pairs and tolerances stand with every category.
     """
     labels = annotations.labels
     ids = annotations.ids
@@ -115,14 +166,52 @@ def to_coco(annotations: Annotations) -> dict[str, Any]:
     categories = np.asarray(labels.ids, dtype=np.int64)[annotations.classes]
     boxes = annotations.boxes.astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]
-    columns = (ids, image_ids, categories, boxes, annotations.areas.astype(np.float64), annotations.crowd.astype(int))
-    keys = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
+    columns = {
+        "id": ids.tolist(),
+        "image_id": image_ids.tolist(),
+        "category_id": categories.tolist(),
+        "bbox": boxes.tolist(),
+        "area": annotations.areas.astype(np.float64).tolist(),
+        "iscrowd": annotations.crowd.astype(int).tolist(),
+        **_segmentations(annotations),
+        **_keypoints(annotations),
+    }
+    shared = _skeleton(labels.skeleton) if annotations.keypoints is not None and labels.skeleton else {}
     return {
         "images": [_image(annotations, index) for index in range(len(annotations))],
-        "annotations": [
-            dict(zip(keys, row, strict=True)) for row in zip(*(column.tolist() for column in columns), strict=True)
-        ],
-        "categories": [{"id": key, "name": name} for key, name in zip(labels.ids, labels.names, strict=True)],
+        "annotations": [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)],
+        "categories": [{"id": key, "name": name, **shared} for key, name in zip(labels.ids, labels.names, strict=True)],
+    }
+
+
+def _segmentations(annotations: Annotations) -> dict[str, list[Any]]:
+    masks = annotations.masks
+    if masks is None:
+        return {}
+    sizes = annotations.sizes[annotations.image_index()].tolist()
+    found: list[Any] = []
+    for index, size in enumerate(sizes):
+        code = masks.code(index).decode("ascii")
+        rings = [ring.flatten().tolist() for ring in masks.polygons(index)]
+        found.append({"size": size, "counts": code} if code else rings)
+    return {"segmentation": found}
+
+
+def _keypoints(annotations: Annotations) -> dict[str, list[Any]]:
+    points = annotations.keypoints
+    if points is None:
+        return {}
+    labelled = (points[..., 2] > 0).sum(axis=1)
+    return {"keypoints": points.reshape(len(points), -1).tolist(), "num_keypoints": labelled.tolist()}
+
+
+def _skeleton(skeleton: Skeleton) -> dict[str, Any]:
+    """What a category says of its keypoints; the edges count from 1, as COCO's do, the pairs from 0."""
+    return {
+        "keypoints": list(skeleton.names),
+        "skeleton": [[start + 1, stop + 1] for start, stop in skeleton.edges],
+        "flip_pairs": [list(pair) for pair in skeleton.flip_pairs],
+        "sigmas": list(skeleton.sigmas),
     }
 
 
