@@ -17,14 +17,13 @@ from edgecrafter.files import written_beside
 from edgecrafter.models import official
 from edgecrafter.models.detector import Detector, detector
 from edgecrafter.models.sizes import SIZES, Size
-from edgecrafter.tasks import TASKS, Task
+from edgecrafter.tasks import COCO, TASKS, Task
 from edgecrafter.types import InputSpec, Labels, Skeleton
 
 FORMAT = "edgecrafter-1"
 OWN_LICENCE = "trained by you with edgecrafter (Apache-2.0 code); the licence of your data applies"
 RANDOM = "random weights"
 """``ModelInfo.source`` of a network that did not start from other weights"""
-COCO = Labels(registry.COCO_NAMES, registry.COCO_IDS)
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,8 @@ class ModelInfo:
         labels = row["labels"]
         skeleton = labels["skeleton"] and Skeleton(**{k: _tuples(v) for k, v in labels["skeleton"].items()})
         spec = {key: _tuples(value) for key, value in row["input"].items()}
-        row["labels"] = Labels(tuple(labels["names"]), tuple(labels["ids"]), skeleton)
+        unused = tuple(labels.get("unused", ()))  # files of version 0.2 do not say
+        row["labels"] = Labels(tuple(labels["names"]), tuple(labels["ids"]), skeleton, unused)
         return ModelInfo(**{**row, "size": Size(**row["size"]), "input": InputSpec(**spec)})
 
 
@@ -56,7 +56,7 @@ def parse(name: str) -> tuple[Task, str]:
     """A model name such as ``ecdet-s`` -> task and size; an unknown name is an error that lists the known ones."""
     prefix, _, size = name.lower().partition("-")
     for task in TASKS.values():
-        if task.prefix == prefix and size in SIZES:
+        if prefix in (task.prefix, *task.aliases) and size in SIZES:
             return task, size
     raise ValueError(f"unknown model {name!r}; known: {', '.join(names())}. A file is given by its path.")
 
@@ -66,10 +66,25 @@ def names() -> list[str]:
     return [f"{task.prefix}-{size}" for task in TASKS.values() for size in SIZES]
 
 
-def create(name: str, labels: Labels, input: InputSpec | None = None, **options: Any) -> tuple[Detector, ModelInfo]:
-    """A network with random weights. ``options`` replace fields of the size's row (``Size``)."""
+def proper(name: str) -> str:
+    """A model name as it is listed: ``ecseg-s`` is ``ecinsseg-s``. Other words are only put in lower case."""
+    try:
+        task, size = parse(name)
+    except ValueError:
+        return name.lower()
+    return f"{task.prefix}-{size}"
+
+
+def create(
+    name: str, labels: Labels | None = None, input: InputSpec | None = None, **options: Any
+) -> tuple[Detector, ModelInfo]:
+    """A network with random weights. ``options`` replace fields of the size's row (``Size``).
+
+    ``labels`` None: the classes and the row of the authors' files.
+    """
     task, size = parse(name)
-    info = ModelInfo(name.lower(), task.name, SIZES[size].changed(**options), labels, input or InputSpec())
+    row = task.size(SIZES[size]).changed(**(task.released if labels is None else {}))
+    info = ModelInfo(proper(name), task.name, row.changed(**options), labels or task.labels, input or InputSpec())
     return build(info), info
 
 
@@ -102,9 +117,15 @@ def save(weights: nn.Module | Mapping[str, Tensor], info: ModelInfo, path: str |
     return path
 
 
-def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> tuple[Detector, ModelInfo]:
-    """A trained network in evaluation mode, from our file, a released file, or a name of the registry."""
+def load(
+    name_or_path: str | Path, device: str | torch.device = "cpu", **options: Any
+) -> tuple[Detector, ModelInfo]:
+    """A trained network in evaluation mode, from our file, a released file, or a name of the registry.
+
+    ``options`` replace fields of the size's row that fit the weights all the same, such as ``mask_blocks``.
+    """
     state, info = read(locate(name_or_path))
+    info = replace(info, size=info.size.changed(**options))
     network = build(info)
     network.load_state_dict(state, strict=True)
     return network.eval().to(device), info
@@ -119,10 +140,10 @@ def locate(name_or_path: str | Path) -> Path:
     text = str(name_or_path)
     if text.startswith("hf:"):
         return from_hub(text[3:])
-    row = registry.find(text.lower())
+    row = registry.find(proper(text))
     if row is not None:
         return download(row)
-    if text.lower() in names():
+    if proper(text) in names():
         raise ValueError(
             f"{text} has no released weights (the size is ours): train it first, "
             f"for example edgecrafter train --model {text} --data DATASET, and load the file that it writes"
@@ -233,8 +254,11 @@ def open_file(path: Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
 
 def _blank(name: str, classes: int) -> ModelInfo:
     task, size = parse(name)
-    labels = COCO if classes == len(COCO) else Labels(tuple(f"class {i}" for i in range(classes)))
-    return ModelInfo(name, task.name, SIZES[size], labels, licence=registry.EDGECRAFTER_LICENCE)
+    labels = task.labels
+    if classes != len(labels):
+        labels = replace(labels, names=tuple(f"class {i}" for i in range(classes)), ids=(), unused=())
+    row = task.size(SIZES[size]).changed(**task.released)
+    return ModelInfo(name, task.name, row, labels, licence=registry.EDGECRAFTER_LICENCE)
 
 
 def _class_count(shapes: Mapping[str, tuple[int, ...]]) -> int:

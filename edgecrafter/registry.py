@@ -30,7 +30,7 @@ class Weight:
     sha256: str = ""
     """empty: not known yet"""
     ap: float | None = None
-    """AP on COCO val2017 as published (the paper's number, not ours)"""
+    """AP on COCO val2017 as published, of boxes, masks or keypoints by the task (the paper's number, not ours)"""
 
 
 def _released(name: str, task: str, file: str, ap: float | None = None) -> Weight:
@@ -42,6 +42,14 @@ REGISTRY = (
     _released("ecdet-m", "detect", "ecdet_m.pth", 54.3),
     _released("ecdet-l", "detect", "ecdet_l.pth", 57.0),
     _released("ecdet-x", "detect", "ecdet_x.pth", 57.9),
+    _released("ecinsseg-s", "segment", "ecseg_s.pth", 43.0),
+    _released("ecinsseg-m", "segment", "ecseg_m.pth", 45.2),
+    _released("ecinsseg-l", "segment", "ecseg_l.pth", 47.1),
+    _released("ecinsseg-x", "segment", "ecseg_x.pth", 48.4),
+    _released("ecpose-s", "pose", "ecpose_s.pth", 68.9),
+    _released("ecpose-m", "pose", "ecpose_m.pth", 72.4),
+    _released("ecpose-l", "pose", "ecpose_l.pth", 73.5),
+    _released("ecpose-x", "pose", "ecpose_x.pth", 74.8),
     _released("ecvit-t", "backbone", "ecvitt.pth"),
     _released("ecvit-t+", "backbone", "ecvittplus.pth"),
     _released("ecvit-s", "backbone", "ecvits.pth"),
@@ -66,5 +74,15 @@ COCO_NAMES = (
     "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
 )
 _UNUSED_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+PERSON_KEYPOINTS = (
+    "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
+    "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle",
+    "right_ankle",
+)
+PERSON_EDGES = (
+    (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10), (1, 2),
+    (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
+)
 # fmt: on
+PERSON_PAIRS = tuple((left, left + 1) for left in range(1, 17, 2))
 COCO_IDS = tuple(i for i in range(1, 91) if i not in _UNUSED_IDS)

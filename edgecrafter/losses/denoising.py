@@ -41,10 +41,7 @@ def denoising(
 
     ``generator`` is on the CPU, so that the draws do not depend on the device.
     """
-    chosen = [_chosen(len(target.labels), budget, generator) for target in targets]
-    slots = max(len(index) for index in chosen)
-    groups = max(1, budget // slots) if slots else 0
-    shape = (len(targets), 2 * slots * groups)
+    chosen, groups, shape = layout(targets, budget, generator)
     draws = Draws(
         relabel=torch.rand(shape, generator=generator),
         label=torch.randint(classes, shape, generator=generator),
@@ -64,14 +61,35 @@ def build(targets: Sequence[Target], chosen: Sequence[Tensor], classes: int, gro
         labels[row, : len(index)] = target.labels[index.to(device)]
         boxes[row, : len(index)] = target.boxes[index.to(device)].float()
     labels, boxes = labels.repeat(1, 2 * groups), boxes.repeat(1, 2 * groups, 1)
-    negative = (torch.arange(2 * slots * groups, device=device) // max(slots, 1)) % 2 == 1
-    relabel = (draws.relabel.to(device) < LABEL_NOISE / 2) & (labels != classes)
+    negative, segment = halves(slots, groups, device)
     return QueryGroup(
-        labels=torch.where(relabel, draws.label.to(device), labels),
+        labels=relabelled(labels, classes, draws.relabel, draws.label),
         boxes=moved(boxes, draws.sign.to(device), draws.move.to(device) + negative[None, :, None]),
-        segment=torch.arange(2 * slots * groups, device=device) // max(2 * slots, 1),
-        answers=_answers(chosen, slots, groups),
+        segment=segment,
+        answers=answers(chosen, slots, groups),
     )
+
+
+def layout(
+    targets: Sequence[Target], budget: int, generator: torch.Generator | None
+) -> tuple[list[Tensor], int, tuple[int, int]]:
+    """The objects of each image that are asked for, the number of groups, and the shape [B, 2 N G] of the queries."""
+    chosen = [_chosen(len(target.labels), budget, generator) for target in targets]
+    slots = max(len(index) for index in chosen)
+    groups = max(1, budget // slots) if slots else 0
+    return chosen, groups, (len(targets), 2 * slots * groups)
+
+
+def halves(slots: int, groups: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which of the 2 N G queries are negatives, bool, and the group of each, int64."""
+    query = torch.arange(2 * slots * groups, device=device)
+    return (query // max(slots, 1)) % 2 == 1, query // max(2 * slots, 1)
+
+
+def relabelled(labels: Tensor, classes: int, relabel: Tensor, label: Tensor) -> Tensor:
+    """Labels [B, 2 N G] of which some are replaced by drawn ones; padding (``classes``) stays."""
+    change = (relabel.to(labels.device) < LABEL_NOISE / 2) & (labels != classes)
+    return torch.where(change, label.to(labels.device), labels)
 
 
 def moved(boxes: Tensor, outward: Tensor, distance: Tensor) -> Tensor:
@@ -89,7 +107,7 @@ def _chosen(count: int, budget: int, generator: torch.Generator | None) -> Tenso
     return torch.randperm(count, generator=generator)[:budget].sort().values
 
 
-def _answers(chosen: Sequence[Tensor], slots: int, groups: int) -> Match:
+def answers(chosen: Sequence[Tensor], slots: int, groups: int) -> Match:
     """Positive queries and their objects."""
     image, query, object_ = [], [], []
     for row, index in enumerate(chosen):

@@ -5,14 +5,16 @@ V views (layers and heads), B images, Q queries, C classes, M objects of the ful
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from edgecrafter.geometry import boxes as geometry
-from edgecrafter.types import LayerOutput, Match, Target
+from edgecrafter.losses.truth import Truth
+from edgecrafter.types import LayerOutput, Match
 
 ALPHA = 0.25
 EPS = 1e-8
@@ -25,35 +27,52 @@ def class_cost(logits: Tensor) -> Tensor:
     return found - (1 - ALPHA) * p.square() * -(1 - p + EPS).log()
 
 
-def cost(layers: Sequence[LayerOutput], targets: Sequence[Target], weights: tuple[float, float, float]) -> Tensor:
-    """Cost of every pair for every view, [V, B, Q, M]; objects beyond an image's own count are meaningless.
+@dataclass(frozen=True)
+class Cost:
+    """One row of a table of matching costs.
 
-    ``weights`` are those of class, L1 and GIoU. What is not a number becomes 1, as in the released matcher.
+    ``fn`` maps views and truth to the cost of every pair for every view, [V, B, Q, M]; objects beyond an image's own
+    count are meaningless.
     """
-    labels, boxes = _padded(targets)
-    V, M = len(layers), labels.shape[1]
+
+    fn: Callable[[Sequence[LayerOutput], Truth], Tensor]
+    weight: float
+
+
+def classes(layers: Sequence[LayerOutput], truth: Truth) -> Tensor:
+    """Focal cost of the object's class."""
     logits = torch.stack([layer.logits.detach().float() for layer in layers])
-    found = torch.stack([_boxes(layer).detach().float() for layer in layers])
-    index = labels[None, :, None].expand(V, -1, logits.shape[2], M)
-    total = weights[0] * class_cost(logits.gather(-1, index))
-    total += weights[1] * torch.cdist(found, boxes[None].expand(V, -1, -1, -1), p=1)
-    total -= weights[2] * geometry.giou(geometry.cxcywh_to_xyxy(found), geometry.cxcywh_to_xyxy(boxes)[None])
-    return total.nan_to_num(nan=1.0)
+    labels = truth.padded(truth.labels)
+    index = labels[None, :, None].expand(len(logits), -1, logits.shape[2], -1)
+    return class_cost(logits.gather(-1, index))
 
 
-def hungarian(
-    layers: Sequence[LayerOutput], targets: Sequence[Target], weights: tuple[float, float, float]
-) -> list[Match]:
+def l1(layers: Sequence[LayerOutput], truth: Truth) -> Tensor:
+    """Sum of the absolute differences of cx, cy, w, h."""
+    found, boxes = _boxes(layers), truth.padded(truth.boxes)
+    return torch.cdist(found, boxes[None].expand(len(found), -1, -1, -1), p=1)
+
+
+def giou(layers: Sequence[LayerOutput], truth: Truth) -> Tensor:
+    """Minus the generalised IoU."""
+    found, boxes = _boxes(layers), truth.padded(truth.boxes)
+    return -geometry.giou(geometry.cxcywh_to_xyxy(found), geometry.cxcywh_to_xyxy(boxes)[None])
+
+
+def total(layers: Sequence[LayerOutput], truth: Truth, costs: Sequence[Cost]) -> Tensor:
+    """The weighted sum of the costs, [V, B, Q, M]. What is not a number becomes 1, as in the released matcher."""
+    return torch.stack([cost.weight * cost.fn(layers, truth) for cost in costs]).sum(0).nan_to_num(nan=1.0)
+
+
+def hungarian(layers: Sequence[LayerOutput], truth: Truth, costs: Sequence[Cost]) -> list[Match]:
     """The cheapest one-to-one assignment of each view, on the CPU; one transfer for all views together."""
     from scipy.optimize import linear_sum_assignment
 
-    counts = [len(target.labels) for target in targets]
-    if not sum(counts):
+    if not sum(truth.counts):
         return [_match([], [], [])] * len(layers)
-    costs = cost(layers, targets, weights).cpu().numpy()
     matches = []
-    for view in costs:
-        pairs = [linear_sum_assignment(view[b, :, :count]) for b, count in enumerate(counts)]
+    for view in total(layers, truth, costs).cpu().numpy():
+        pairs = [linear_sum_assignment(view[b, :, :count]) for b, count in enumerate(truth.counts)]
         images = [np.full(len(query), b) for b, (query, _) in enumerate(pairs)]
         matches.append(_match(images, [query for query, _ in pairs], [object_ for _, object_ in pairs]))
     return matches
@@ -74,14 +93,6 @@ def union(matches: Sequence[Match]) -> Match:
     return Match(*(torch.from_numpy(np.ascontiguousarray(row)) for row in walk[:, np.sort(first)]))
 
 
-def _padded(targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
-    pad = torch.nn.utils.rnn.pad_sequence
-    return (
-        pad([t.labels for t in targets], batch_first=True),
-        pad([t.boxes.float() for t in targets], batch_first=True),
-    )
-
-
 def _match(
     image: Sequence[np.ndarray], query: Sequence[np.ndarray], object_: Sequence[np.ndarray]
 ) -> Match:  # numpy parts, one per image
@@ -89,6 +100,9 @@ def _match(
     return Match(*(torch.from_numpy(part.astype(np.int64)) for part in parts))
 
 
-def _boxes(layer: LayerOutput) -> Tensor:
-    assert layer.boxes is not None, "box matching needs boxes"
-    return layer.boxes
+def _boxes(layers: Sequence[LayerOutput]) -> Tensor:
+    found = []
+    for layer in layers:
+        assert layer.boxes is not None, "box matching needs boxes"
+        found.append(layer.boxes.detach().float())
+    return torch.stack(found)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from edgecrafter.geometry.numbers import on_device
 from edgecrafter.losses import matching, terms
-from edgecrafter.losses.terms import Truth, View
+from edgecrafter.losses.matching import Cost
+from edgecrafter.losses.truth import Truth, Uniform, View
 from edgecrafter.types import LayerOutput, Match, Outputs, Target
 
 ALL = frozenset({"final", "layer", "first", "encoder", "group", "group_final", "group_first"})
@@ -40,8 +41,8 @@ DETECT = (
 )
 """EdgeCrafter, Table 10."""
 
-DETECT_COSTS = (2.0, 5.0, 2.0)
-"""Matching costs of class, L1 and GIoU, as released."""
+DETECT_COSTS = (Cost(matching.classes, 2.0), Cost(matching.l1, 5.0), Cost(matching.giou, 2.0))
+"""As released."""
 
 
 class SetLoss(nn.Module):
@@ -52,16 +53,20 @@ class SetLoss(nn.Module):
     ``_dn_0``, ..., ``_dn_first``. The same names appear for every batch, with and without objects.
     """
 
-    def __init__(self, table: Sequence[Term] = DETECT, costs: tuple[float, float, float] = DETECT_COSTS) -> None:
+    def __init__(self, table: Sequence[Term] = DETECT, costs: Sequence[Cost] = DETECT_COSTS) -> None:
         super().__init__()
         self.table = tuple(table)
-        self.costs = costs
+        self.costs = tuple(costs)
         self.reduce_count: Callable[[Tensor], Tensor] = lambda counts: counts
 
-    def forward(self, outputs: Outputs, targets: list[Target]) -> dict[str, Tensor]:
-        truth = Truth(targets)
+    def forward(
+        self, outputs: Outputs, targets: list[Target], uniform: Uniform | None = None
+    ) -> dict[str, Tensor]:
+        """``uniform`` gives the random places that mask terms look at; None: torch's own random numbers."""
+        device = outputs.layers[-1].logits.device
+        truth = Truth(targets, uniform or (lambda shape: torch.rand(shape, device=device)))
         losses: dict[str, Tensor] = {}
-        for view in self.views(outputs, targets):
+        for view in self.views(outputs, truth):
             for term in self.table:
                 if view.kind in term.views:
                     own = term.matched == "own"
@@ -69,17 +74,16 @@ class SetLoss(nn.Module):
                     losses[term.name + view.suffix] = term.weight * term.fn(view, truth, pairs, count)
         return losses
 
-    def views(self, outputs: Outputs, targets: list[Target]) -> Iterator[View]:
+    def views(self, outputs: Outputs, truth: Truth) -> Iterator[View]:
         """Everything that is to be supervised, once."""
         device = outputs.layers[-1].logits.device
         own = list(_own_layers(outputs))
-        matches = matching.hungarian([layer for _, _, layer in own], targets, self.costs)
+        matches = matching.hungarian([layer for _, _, layer in own], truth, self.costs)
         union = matching.union(matches)
-        objects = sum(len(target.labels) for target in targets)
         answers = [_answers(group, device) for group in outputs.groups]
-        counts = self._counts([objects, len(union), *(len(match) for match in answers)], device)
+        counts = self._counts([sum(truth.counts), len(union), *(len(match) for match in answers)], device)
         last = outputs.layers[-1]
-        balance = terms.balance(len(union), last.logits.shape[1], len(targets), last.logits)
+        balance = terms.balance(len(union), last.logits.shape[1], len(truth.counts), last.logits)
         *matches, union = _moved([*matches, union], device)
         for (suffix, kind, layer), match in zip(own, matches, strict=True):
             yield View(suffix, kind, layer, match, union, counts[0], counts[1], last.base, last, balance)

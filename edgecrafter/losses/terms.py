@@ -1,14 +1,10 @@
 """Loss terms of detection: pure functions of one view.
 
 P pairs of a query and an object, B images, Q queries, C classes. Every term is summed and divided by a count, in
-float32. ``View`` holds what a layer said, ``Truth`` the objects of the batch in one piece.
+float32.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -17,50 +13,13 @@ from torch import Tensor
 from edgecrafter.geometry import bins
 from edgecrafter.geometry import boxes as geometry
 from edgecrafter.geometry.numbers import on_device
-from edgecrafter.types import LayerOutput, Match, Target
+from edgecrafter.losses.truth import Truth, View
+from edgecrafter.types import LayerOutput, Match
 
 GAMMA = 1.5
 TEMPERATURE = 5.0
 PER_IMAGE = 8.0
 """DDF weighs matched and other edges by the square root of their count for this many images."""
-
-
-class Truth:
-    """Labels and boxes of all images behind one another."""
-
-    def __init__(self, targets: Sequence[Target]) -> None:
-        ends = accumulate((len(t.labels) for t in targets), initial=0)
-        self.first = on_device(list(ends), targets[0].labels.device, torch.int64)
-        self.labels = torch.cat([t.labels for t in targets])
-        self.boxes = torch.cat([t.boxes.float() for t in targets])
-        self.boxes_xyxy = geometry.cxcywh_to_xyxy(self.boxes)
-
-    def index(self, pairs: Match) -> Tensor:
-        """Row of each pair's object, [P]."""
-        return self.first[pairs.image] + pairs.object
-
-
-@dataclass
-class View:
-    """One answer that is to be supervised, with the pairs and counts that belong to it."""
-
-    suffix: str
-    """appended to the names of the terms"""
-    kind: str
-    """final, layer, first, encoder; group, group_final, group_first"""
-    layer: LayerOutput
-    own: Match
-    """pairs of this view's own assignment"""
-    union: Match
-    """pairs of the union over all views (for groups: the known pairs)"""
-    own_count: Tensor
-    union_count: Tensor
-    base: Tensor | None = None
-    """[B, Q, 4] boxes that the edges refine; one for all layers"""
-    teacher: LayerOutput | None = None
-    """the last layer, for the distribution term"""
-    balance: tuple[Tensor, Tensor] | None = None
-    """weights of matched and other edges in the distribution term"""
 
 
 def mal(view: View, truth: Truth, pairs: Match, count: Tensor) -> Tensor:

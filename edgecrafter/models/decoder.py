@@ -1,4 +1,4 @@
-"""Refinement decoder for boxes (EdgeCrafter, section 3.2; D-FINE, Peng et al. 2025).
+"""Refinement decoder for boxes, and for masks if it has a head for them (EdgeCrafter, 3.2; D-FINE, Peng et al. 2025).
 
 B images, T queries of all groups and the network's own, C classes, D width, P memory tokens.
 """
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from edgecrafter.geometry import bins
 from edgecrafter.geometry.numbers import EPS_BOX, inverse_sigmoid
-from edgecrafter.models.queries import GroupEmbedding, Queries, allowed_pairs, anchors
+from edgecrafter.models.queries import GroupEmbedding, Queries, allowed_pairs, anchors, divided, pick
 from edgecrafter.nn.attention import PositionedAttention
 from edgecrafter.nn.deformable import DeformableAttention, split_heads
-from edgecrafter.nn.mlp import MLP, FeedForward, Gate
+from edgecrafter.nn.mlp import MLP, FeedForward, Gate, zero
 from edgecrafter.types import LayerOutput, Outputs, QueryGroup
 
 HEADS = 8
@@ -49,7 +49,7 @@ class LocationQuality(nn.Module):
         super().__init__()
         self.top = top
         self.mlp = MLP(4 * (top + 1), hidden, 1, 2)
-        _zero(self.mlp.layers[-1])
+        zero(self.mlp.layers[-1])
 
     def forward(self, edges: Tensor) -> Tensor:
         """edges [B, T, 4, bins] logits -> [B, T, 1]."""
@@ -58,14 +58,20 @@ class LocationQuality(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Memory levels and optional query groups -> ``Outputs``: all layers in training, the last one otherwise."""
+    """Memory levels and optional query groups -> ``Outputs``: all layers in training, the last one otherwise.
+
+    ``masks`` maps the finest level and the contents of the layers to one ``MaskMap`` for each (``MaskHead``).
+    """
 
     last_only = ("scores", "quality")
     """heads of which inference reads the last layer's only; ``fuse`` drops the others"""
 
-    def __init__(self, classes: int, width: int, hidden: int, layers: int, queries: int) -> None:
+    def __init__(
+        self, classes: int, width: int, hidden: int, layers: int, queries: int, masks: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.queries = queries
+        self.masks = masks
         self.groups = GroupEmbedding(classes, width)
         self.enc_score = nn.Linear(width, classes)
         self.enc_box = MLP(width, width, 4, 3)
@@ -85,19 +91,19 @@ class Decoder(nn.Module):
             nn.init.constant_(score.bias, PRIOR)
         for box in (self.enc_box, self.first_box, *self.boxes):
             assert isinstance(box, MLP)
-            _zero(box.layers[-1])
+            zero(box.layers[-1])
         for layer in self.position.layers:
             nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]
 
     def forward(self, memory: Sequence[Tensor], groups: Sequence[QueryGroup] = ()) -> Outputs:
         queries, proposals = self.start(memory, groups)
-        outputs = self.refine(queries, split_heads(memory, HEADS))
-        parts = [_part(outputs, start, count) for start, count in _spans(queries.counts)]
-        for part, group in zip(parts, groups, strict=False):
-            part.group = group
-        own = parts[-1]
-        own.encoder, own.groups, own.memory = proposals, parts[:-1], list(memory)
-        return own
+        outputs, contents = self.refine(queries, split_heads(memory, HEADS))
+        if self.masks is not None:
+            for layer, masks in zip(outputs.layers, self.masks(memory[0], contents), strict=True):
+                layer.masks = masks
+            if outputs.first is not None:
+                outputs.first.masks = outputs.layers[-1].masks  # as in the released training
+        return divided(outputs, queries.counts, groups, proposals, memory)
 
     def start(self, memory: Sequence[Tensor], groups: Sequence[QueryGroup]) -> tuple[Queries, LayerOutput]:
         """The best-scored memory tokens become the network's own queries, behind those of the groups."""
@@ -108,27 +114,29 @@ class Decoder(nn.Module):
         logits = self.enc_score(tokens)
         count = min(self.queries, tokens.shape[1])
         chosen = logits.amax(-1).topk(count, dim=1).indices
-        content = _pick(tokens, chosen)
+        content = pick(tokens, chosen)
         boxes = (self.enc_box(content) + anchor[chosen]).float().sigmoid()
-        proposals = LayerOutput(_pick(logits, chosen), boxes)
+        proposals = LayerOutput(pick(logits, chosen), boxes)
         contents, group_boxes = self.groups(groups)
         queries = Queries(
             content=torch.cat([*contents, content.detach()], dim=1),
-            boxes=torch.cat([*group_boxes, boxes.detach()], dim=1),
+            places=torch.cat([*group_boxes, boxes.detach()], dim=1),
             allowed=allowed_pairs(groups, count, tokens.device),
             counts=[*(g.labels.shape[1] for g in groups), count],
         )
         return queries, proposals
 
-    def refine(self, queries: Queries, values: Sequence[Tensor]) -> Outputs:
-        """All queries through all layers; the edge logits of the layers add up."""
-        x, boxes = queries.content, queries.boxes
+    def refine(self, queries: Queries, values: Sequence[Tensor]) -> tuple[Outputs, list[Tensor]]:
+        """All queries through all layers; the edge logits of the layers add up. Also the contents after each layer."""
+        x, boxes = queries.content, queries.places
         position = self.position(boxes).clamp(-10, 10)  # once, from the first boxes, as in the released model
         previous: Tensor | float = 0.0
         edges = torch.zeros((), device=x.device)
         layers: list[LayerOutput] = []
+        contents: list[Tensor] = []
         for i, layer in enumerate(self.layers):
             x = layer(x, position, boxes, values, queries.allowed)
+            contents.append(x)
             if i == 0:
                 base = (self.first_box(x).float() + inverse_sigmoid(boxes, EPS_BOX)).sigmoid()
                 first = LayerOutput(self.scores[0](x), base) if self.training else None
@@ -139,29 +147,4 @@ class Decoder(nn.Module):
                 logits = self.scores[i](x) + self.quality[i](edges)
                 layers.append(LayerOutput(logits, refined, edges, base.detach()))
             boxes, previous = refined.detach(), x.detach()
-        return Outputs(layers, first)
-
-
-def _pick(x: Tensor, index: Tensor) -> Tensor:
-    """Rows of x [B, P, D] at index [B, Q] -> [B, Q, D]."""
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
-
-
-def _spans(counts: Sequence[int]) -> list[tuple[int, int]]:
-    return [(sum(counts[:i]), count) for i, count in enumerate(counts)]
-
-
-def _part(outputs: Outputs, start: int, count: int) -> Outputs:
-    """The same outputs for some of the queries."""
-
-    def cut(layer: LayerOutput) -> LayerOutput:
-        taken = {name: None if v is None else v[:, start : start + count] for name, v in vars(layer).items()}
-        return LayerOutput(**taken)  # type: ignore[arg-type]
-
-    first = None if outputs.first is None else cut(outputs.first)
-    return Outputs([cut(layer) for layer in outputs.layers], first)
-
-
-def _zero(layer: nn.Module) -> None:
-    nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
-    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        return Outputs(layers, first), contents

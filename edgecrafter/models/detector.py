@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from edgecrafter.models.decoder import Decoder
 from edgecrafter.models.encoder import HybridEncoder
+from edgecrafter.models.mask_head import MaskHead
+from edgecrafter.models.pose_decoder import PoseDecoder
 from edgecrafter.models.pyramid import Backbone, Pyramid
 from edgecrafter.models.sizes import Size
 from edgecrafter.models.vit import ECViT
@@ -53,3 +55,16 @@ def detector(size: Size, decoder: nn.Module) -> Detector:
 def box_decoder(size: Size, classes: int) -> Decoder:
     """The decoder of the detection task."""
     return Decoder(classes, size.width, size.det_ffn, size.det_layers, size.queries)
+
+
+def mask_decoder(size: Size, classes: int) -> Decoder:
+    """The same with a head for masks: the decoder of the segmentation task."""
+    head = MaskHead(size.width, size.det_layers, size.mask_blocks)
+    return Decoder(classes, size.width, size.det_ffn, size.det_layers, size.queries, head)
+
+
+def pose_decoder(size: Size, classes: int, keypoints: int) -> PoseDecoder:
+    """The decoder of the pose task."""
+    return PoseDecoder(
+        classes, keypoints, size.width, size.pose_ffn, size.pose_layers, size.queries, size.label_rows
+    )

@@ -1,7 +1,7 @@
 """Names of the authors' released checkpoints, both ways, as data.
 
-``RENAMES`` lists (ours, theirs) with ``#`` for a number and ``*`` for the rest of a name; the first row that fits wins.
-Loading is strict: every key must be known, every tensor must have its shape, constants must have their value.
+The tables list (ours, theirs) with ``#`` for a number and ``*`` for the rest of a name; the first row that fits wins.
+The decoders for boxes (with masks or without) and for poses have a table each. Loading is strict: every key must be known, every tensor must have its shape, constants must have their value.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgecrafter.models.pose_decoder import point_anchors, sine_periods
 from edgecrafter.models.queries import anchors
 
-RENAMES = (
+COMMON = (
     ("backbone.vit.periods", "backbone.backbone.rope_embed.periods"),
     ("backbone.vit.registers", "backbone.backbone.register_token"),
     ("backbone.vit.stem.*", "backbone.backbone.patch_embed.*"),
@@ -47,6 +48,15 @@ RENAMES = (
     ),
     ("decoder.spread", "decoder.up"),
     ("decoder.curvature", "decoder.reg_scale"),
+    ("decoder.layers.#.cross_attn.scale", "decoder.decoder.layers.#.cross_attn.num_points_scale"),
+    ("decoder.layers.#.cross_attn.offsets.*", "decoder.decoder.layers.#.cross_attn.sampling_offsets.*"),
+    ("decoder.layers.#.cross_attn.weights.*", "decoder.decoder.layers.#.cross_attn.attention_weights.*"),
+    ("decoder.layers.#.gate.linear.*", "decoder.decoder.layers.#.gateway.gate.*"),
+    ("decoder.layers.#.gate.norm.*", "decoder.decoder.layers.#.gateway.norm.*"),
+    ("decoder.layers.#.ffn.norm.*", "decoder.decoder.layers.#.norm2.*"),
+)
+BOXES = (
+    *COMMON,
     ("decoder.groups.table.*", "decoder.denoising_class_embed.*"),
     ("decoder.enc_score.*", "decoder.enc_score_head.*"),
     ("decoder.enc_box.*", "decoder.enc_bbox_head.*"),
@@ -57,12 +67,37 @@ RENAMES = (
     ("decoder.quality.#.mlp.*", "decoder.decoder.lqe_layers.#.reg_conf.*"),
     ("decoder.layers.#.self_attn.*", "decoder.decoder.layers.#.self_attn.*"),
     ("decoder.layers.#.norm1.*", "decoder.decoder.layers.#.norm1.*"),
-    ("decoder.layers.#.cross_attn.scale", "decoder.decoder.layers.#.cross_attn.num_points_scale"),
-    ("decoder.layers.#.cross_attn.offsets.*", "decoder.decoder.layers.#.cross_attn.sampling_offsets.*"),
-    ("decoder.layers.#.cross_attn.weights.*", "decoder.decoder.layers.#.cross_attn.attention_weights.*"),
-    ("decoder.layers.#.gate.linear.*", "decoder.decoder.layers.#.gateway.gate.*"),
-    ("decoder.layers.#.gate.norm.*", "decoder.decoder.layers.#.gateway.norm.*"),
-    ("decoder.layers.#.ffn.norm.*", "decoder.decoder.layers.#.norm2.*"),
+    ("decoder.masks.bias", "decoder.decoder.segmentation_head.bias"),
+    ("decoder.masks.blocks.#.depth.*", "decoder.decoder.segmentation_head.blocks.#.dwconv.*"),
+    ("decoder.masks.blocks.#.point.*", "decoder.decoder.segmentation_head.blocks.#.pwconv1.*"),
+    ("decoder.masks.blocks.#.norm.*", "decoder.decoder.segmentation_head.blocks.#.norm.*"),
+    ("decoder.masks.pixels.*", "decoder.decoder.segmentation_head.spatial_features_proj.*"),
+    ("decoder.masks.queries.norm.*", "decoder.decoder.segmentation_head.query_features_block.norm_in.*"),
+    ("decoder.masks.queries.linear1.*", "decoder.decoder.segmentation_head.query_features_block.layers.0.*"),
+    ("decoder.masks.queries.linear2.*", "decoder.decoder.segmentation_head.query_features_block.layers.2.*"),
+    ("decoder.masks.queries.project.*", "decoder.decoder.segmentation_head.query_features_proj.*"),
+    ("decoder.layers.#.ffn.*", "decoder.decoder.layers.#.*"),
+)
+POSES = (
+    *COMMON,
+    ("decoder.groups.labels.*", "decoder.label_enc.*"),
+    ("decoder.groups.keypoints.*", "decoder.pose_enc.*"),
+    ("decoder.instance.*", "decoder.instance_embedding.*"),
+    ("decoder.keypoints.*", "decoder.keypoint_embedding.*"),
+    ("decoder.ranks.*", "decoder.tgt_embed.*"),
+    ("decoder.enc_project.*", "decoder.enc_output.*"),
+    ("decoder.enc_norm.*", "decoder.enc_output_norm.*"),
+    ("decoder.enc_score.*", "decoder.enc_out_class_embed.*"),
+    ("decoder.enc_pose.*", "decoder.enc_pose_embed.*"),
+    ("decoder.first_pose.*", "decoder.pre_pose_embed.*"),
+    ("decoder.position.*", "decoder.decoder.half_pose_ref_point_head.*"),
+    ("decoder.scores.*", "decoder.class_embed.*"),
+    ("decoder.poses.*", "decoder.pose_embed.*"),
+    ("decoder.quality.#.mlp.*", "decoder.lqe_embed.#.reg_conf.*"),
+    ("decoder.layers.#.within.*", "decoder.decoder.layers.#.within_attn.*"),
+    ("decoder.layers.#.within_norm.*", "decoder.decoder.layers.#.within_norm.*"),
+    ("decoder.layers.#.across.*", "decoder.decoder.layers.#.across_attn.*"),
+    ("decoder.layers.#.across_norm.*", "decoder.decoder.layers.#.across_norm.*"),
     ("decoder.layers.#.ffn.*", "decoder.decoder.layers.#.*"),
 )
 
@@ -72,14 +107,14 @@ SIDE = 640
 """Released files hold anchors for this input size."""
 
 
-def official_name(ours: str) -> str:
-    """The released key of one of our entries; ``KeyError`` when there is none."""
-    return _renamed(ours, _TO_OFFICIAL)
+def official_name(ours: str, poses: bool = False) -> str:
+    """The released key of one of our entries, of a pose model if ``poses``; ``KeyError`` when there is none."""
+    return _renamed(ours, _TO_OFFICIAL[poses])
 
 
-def our_name(official: str) -> str:
+def our_name(official: str, poses: bool = False) -> str:
     """Our key of a released entry; ``KeyError`` when there is none (constants have none)."""
-    return _renamed(official, _TO_OURS)
+    return _renamed(official, _TO_OURS[poses])
 
 
 def unwrap(file: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -97,13 +132,14 @@ def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises ``ValueError`` for keys that no row knows and for constants of another architecture.
     """
     fixed = constants(state)
+    poses = "decoder.tgt_embed.weight" in state
     found, unknown = {}, []
     for name, value in state.items():
         if name in fixed:
             _compare(name, value, fixed[name])
             continue
         try:
-            found[our_name(name)] = value
+            found[our_name(name, poses)] = value
         except KeyError:
             unknown.append(name)
     if unknown:
@@ -113,13 +149,21 @@ def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our state dict under the released names, with the constants that a released file holds besides."""
-    renamed = {official_name(name): value for name, value in state.items()}
+    poses = "decoder.ranks.weight" in state
+    renamed = {official_name(name, poses): value for name, value in state.items()}
     return {**renamed, **constants(renamed)}
 
 
 def constants(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The entries of a released file that our modules compute for themselves (``state`` has released names)."""
-    anchor, valid = anchors([(SIDE // stride, SIDE // stride) for stride in (8, 16, 32)], torch.device("cpu"))
+    shapes = [(SIDE // stride, SIDE // stride) for stride in (8, 16, 32)]
+    ranks = state.get("decoder.tgt_embed.weight")
+    if ranks is not None:
+        anchor, valid = point_anchors(shapes, torch.device("cpu"))
+        # the released pose model marks what is not valid
+        masked = {"decoder.anchors": anchor[None], "decoder.valid_mask": ~valid[None, :, None]}
+        return {**masked, "decoder.decoder.dim_t": sine_periods(ranks.shape[1], torch.device("cpu"))}
+    anchor, valid = anchors(shapes, torch.device("cpu"))
     found = {"decoder.anchors": anchor[None], "decoder.valid_mask": valid[None, :, None]}
     for twin in ("up", "reg_scale"):  # the released file lists these tensors twice
         if f"decoder.{twin}" in state:
@@ -149,10 +193,10 @@ def _renamed(name: str, rows: list[tuple[re.Pattern[str], str]]) -> str:
     raise KeyError(name)
 
 
-_TO_OFFICIAL = _compile(list(RENAMES))
-_TO_OURS = _compile([(theirs, ours) for ours, theirs in RENAMES])
+_TO_OFFICIAL = {poses: _compile(list(rows)) for poses, rows in ((False, BOXES), (True, POSES))}
+_TO_OURS = {poses: _compile([(b, a) for a, b in rows]) for poses, rows in ((False, BOXES), (True, POSES))}
 
-CLASS_ROWS = ("decoder.enc_score.", "decoder.scores.", "decoder.groups.table.")
+CLASS_ROWS = ("decoder.enc_score.", "decoder.scores.", "decoder.groups.table.", "decoder.groups.labels.")
 
 
 def is_class_row(name: str) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edgecrafter.geometry.numbers import EPS_BOX, inverse_sigmoid
-from edgecrafter.types import QueryGroup
+from edgecrafter.types import LayerOutput, MaskMap, Outputs, QueryGroup
 
 ANCHOR_SIZE = 0.05
 MARGIN = 0.01
@@ -20,9 +20,9 @@ class Queries:
     """What the decoder starts from: groups first, the network's own queries last."""
 
     content: Tensor
-    """[B, T, D]"""
-    boxes: Tensor
-    """[B, T, 4] cxcywh, no gradient"""
+    """[B, T, D]; pose: [B, T, 1 + K, D]"""
+    places: Tensor
+    """[B, T, 4] boxes cxcywh; pose: [B, T, 1 + K, 2] points; no gradient"""
     allowed: Tensor | None
     """[T, T] bool, true = the row may look at the column; None when there are no groups"""
     counts: list[int]
@@ -36,13 +36,18 @@ def anchors(shapes: Sequence[tuple[int, int]], device: torch.device) -> tuple[Te
     """
     boxes = []
     for level, (h, w) in enumerate(shapes):
-        y, x = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
-        centre = torch.stack([(x + 0.5) / w, (y + 0.5) / h], dim=-1)
+        centre = grid(h, w, device)
         boxes.append(torch.cat([centre, torch.full_like(centre, ANCHOR_SIZE * 2.0**level)], dim=-1).flatten(0, 1))
     every = torch.cat(boxes)
     valid = ((every > MARGIN) & (every < 1 - MARGIN)).all(-1)
     logits = torch.log(every / (1 - every))
     return logits.masked_fill(~valid[:, None], float("inf")), valid
+
+
+def grid(h: int, w: int, device: torch.device) -> Tensor:
+    """Centres (x, y) of the cells of a map in 0..1, [h, w, 2]."""
+    y, x = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
+    return torch.stack([(x + 0.5) / w, (y + 0.5) / h], dim=-1)
 
 
 def allowed_pairs(groups: Sequence[QueryGroup], own: int, device: torch.device) -> Tensor | None:
@@ -77,3 +82,42 @@ class GroupEmbedding(nn.Module):
         # through the logit and back, as in the released model: boxes are kept 1e-5 away from 0 and 1
         boxes = [inverse_sigmoid(g.boxes, EPS_BOX).sigmoid() for g in groups]
         return contents, boxes
+
+
+def pick(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of x [B, P, D] at index [B, Q] -> [B, Q, D]."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def divided(
+    outputs: Outputs,
+    counts: Sequence[int],
+    groups: Sequence[QueryGroup],
+    proposals: LayerOutput,
+    memory: Sequence[Tensor],
+) -> Outputs:
+    """Outputs of all queries -> those of the network's own queries, which hold those of each group."""
+    ends = [sum(counts[: i + 1]) for i in range(len(counts))]
+    parts = [_part(outputs, end - count, count) for end, count in zip(ends, counts, strict=True)]
+    for part, group in zip(parts, groups, strict=False):
+        part.group = group
+    own = parts[-1]
+    own.encoder, own.groups, own.memory = proposals, parts[:-1], list(memory)
+    return own
+
+
+def _part(outputs: Outputs, start: int, count: int) -> Outputs:
+    """The same outputs for some of the queries."""
+
+    def cut(layer: LayerOutput) -> LayerOutput:
+        taken = {name: _cut(value, start, count) for name, value in vars(layer).items()}
+        return LayerOutput(**taken)  # type: ignore[arg-type]
+
+    first = None if outputs.first is None else cut(outputs.first)
+    return Outputs([cut(layer) for layer in outputs.layers], first)
+
+
+def _cut(value: Tensor | MaskMap | None, start: int, count: int) -> Tensor | MaskMap | None:
+    if isinstance(value, Tensor):
+        return value[:, start : start + count]
+    return value and value.cut(start, count)

@@ -30,6 +30,12 @@ class Size:
     project: str = "all"
     """1x1 projections of the pyramid: "all" levels, or the coarsest only ("top", as released for s and m)"""
     queries: int = 300
+    pose_ffn: int = 512
+    pose_layers: int = 4
+    label_rows: int = 0
+    """rows of the class table of pose denoising; 0: one per class (released pose weights have 81)"""
+    mask_blocks: int = 0
+    """blocks of the mask head that evaluation applies; 0: all, as training does (released mask weights: 1)"""
     registers: int = 1
     """register tokens of the ViT, 0 or more (Table 7)"""
     stem: str = "conv"
@@ -67,12 +73,12 @@ def _expect(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 #              vit  heads ratio width csp_depth csp_width enc_ffn det_ffn
 SIZES = {
-    "p": Size(96, 3, 4, 64, 1, 16, 128, 128, det_layers=3, depth=6, queries=100, ours=True),
-    "n": Size(128, 2, 4, 128, 2, 32, 256, 256, det_layers=3, ours=True),
-    "s": Size(192, 3, 4, 192, 2, 32, 512, 512, project="top"),
+    "p": Size(96, 3, 4, 64, 1, 16, 128, 128, det_layers=3, depth=6, queries=100, pose_ffn=128, pose_layers=3, ours=True),
+    "n": Size(128, 2, 4, 128, 2, 32, 256, 256, det_layers=3, pose_ffn=256, pose_layers=3, ours=True),
+    "s": Size(192, 3, 4, 192, 2, 32, 512, 512, project="top", pose_layers=3),
     "m": Size(256, 4, 4, 256, 2, 96, 512, 1024, project="top"),
-    "l": Size(384, 6, 4, 256, 3, 96, 1024, 1024),
-    "x": Size(384, 6, 6, 256, 3, 192, 2048, 2048),
+    "l": Size(384, 6, 4, 256, 3, 96, 1024, 1024, pose_ffn=1024),
+    "x": Size(384, 6, 6, 256, 3, 192, 2048, 2048, pose_ffn=2048),
 }
 
 VITS = {"t": "s", "t+": "m", "s": "l", "s+": "x"}

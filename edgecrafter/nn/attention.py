@@ -46,7 +46,7 @@ class RotaryAttention(nn.Module):
 
 
 class PositionedAttention(nn.Module):
-    """Self-attention in which positions are added to queries and keys but not to values."""
+    """Self-attention in which positions, if any, are added to queries and keys but not to values."""
 
     def __init__(self, width: int, heads: int = 8) -> None:
         super().__init__()
@@ -59,11 +59,14 @@ class PositionedAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x: Tensor, position: Tensor, allowed: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, position: Tensor | None = None, allowed: Tensor | None = None) -> Tensor:
         """x and position [B, N, D], allowed [N, N] bool -> [B, N, D]."""
         B, N, D = x.shape
         weight, bias = self.in_proj_weight, self.in_proj_bias
-        q, k = F.linear(x + position, weight[: 2 * D], bias[: 2 * D]).chunk(2, dim=-1)
-        v = F.linear(x, weight[2 * D :], bias[2 * D :])
+        if position is None:
+            q, k, v = F.linear(x, weight, bias).chunk(3, dim=-1)
+        else:
+            q, k = F.linear(x + position, weight[: 2 * D], bias[: 2 * D]).chunk(2, dim=-1)
+            v = F.linear(x, weight[2 * D :], bias[2 * D :])
         q, k, v = (t.view(B, N, self.heads, D // self.heads).transpose(1, 2) for t in (q, k, v))
         return self.out_proj(attend(q, k, v, allowed).transpose(1, 2).reshape(B, N, D))  # type: ignore[no-any-return]

@@ -12,16 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgecrafter.geometry.numbers import on_device
 
-class DeformableAttention(nn.Module):
-    """Every query reads a few points around its box on each level."""
+
+class _Deformable(nn.Module):
+    """Every query reads a few points on each level; subclasses say where the points lie."""
 
     def __init__(self, width: int, heads: int, points: Sequence[int]) -> None:
         super().__init__()
         self.heads, self.points = heads, tuple(points)
         self.offsets = nn.Linear(width, heads * sum(points) * 2)
         self.weights = nn.Linear(width, heads * sum(points))
-        self.register_buffer("scale", torch.cat([torch.full((n,), 1 / n) for n in points]))
         self._initialise()
 
     def _initialise(self) -> None:
@@ -36,16 +37,39 @@ class DeformableAttention(nn.Module):
         nn.init.zeros_(self.weights.weight)
         nn.init.zeros_(self.weights.bias)
 
-    def forward(self, query: Tensor, boxes: Tensor, values: Sequence[Tensor]) -> Tensor:
-        """query [B, Q, D], boxes [B, Q, 4] cxcywh, values of ``split_heads`` -> [B, Q, D]."""
+    def read(self, query: Tensor, places: Tensor, values: Sequence[Tensor]) -> Tensor:
+        """query [B, Q, D], places [B, Q, heads, points, 2] in 0..1, values of ``split_heads`` -> [B, Q, D]."""
         B, Q, D = query.shape
-        offsets = self.offsets(query).view(B, Q, self.heads, -1, 2) * self.scale[:, None]  # type: ignore[index]
-        places = boxes[:, :, None, None, :2] + offsets * boxes[:, :, None, None, 2:] * 0.5
         weights = self.weights(query).view(B, Q, self.heads, -1).softmax(-1)
         grid = (2 * places - 1).transpose(1, 2).flatten(0, 1)  # [B * heads, Q, points, 2]
         found = sample(values, grid, self.points)
         mixed = (found * weights.transpose(1, 2).flatten(0, 1)[:, None]).sum(-1)
         return mixed.view(B, D, Q).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+class DeformableAttention(_Deformable):
+    """The points lie around the query's box, in units of its half sides."""
+
+    def __init__(self, width: int, heads: int, points: Sequence[int]) -> None:
+        super().__init__(width, heads, points)
+        self.register_buffer("scale", torch.cat([torch.full((n,), 1 / n) for n in points]))
+
+    def forward(self, query: Tensor, boxes: Tensor, values: Sequence[Tensor]) -> Tensor:
+        """query [B, Q, D], boxes [B, Q, 4] cxcywh, values of ``split_heads`` -> [B, Q, D]."""
+        offsets = self.offsets(query).unflatten(-1, (self.heads, -1, 2)) * self.scale[:, None]  # type: ignore[index]
+        places = boxes[:, :, None, None, :2] + offsets * boxes[:, :, None, None, 2:] * 0.5
+        return self.read(query, places, values)
+
+
+class PointAttention(_Deformable):
+    """The points lie around the query's own point, in units of each level's cells."""
+
+    def forward(self, query: Tensor, centres: Tensor, values: Sequence[Tensor]) -> Tensor:
+        """query [B, Q, D], centres [B, Q, 2], values of ``split_heads`` -> [B, Q, D]."""
+        cells = [(value.shape[3], value.shape[2]) for value in values]
+        sides = on_device([side for cell, n in zip(cells, self.points, strict=True) for side in cell * n], query.device)
+        offsets = self.offsets(query).unflatten(-1, (self.heads, -1, 2)) / sides.view(-1, 2)
+        return self.read(query, centres[:, :, None, None] + offsets, values)
 
 
 def split_heads(memory: Sequence[Tensor], heads: int) -> list[Tensor]:
