@@ -14,7 +14,8 @@ from edgecrafter.data.annotations import Annotations, pack
 from edgecrafter.data.colours import distortion, turn
 from edgecrafter.data.dataset import Dataset
 from edgecrafter.data.mixing import MIXUP_RATIO, mixup, mosaic
-from edgecrafter.data.placement import FILL, Objects, Placement, paint, pixels_needed, place, resize, whole
+from edgecrafter.data.objects import Objects
+from edgecrafter.data.placement import FILL, Placement, paint, pixels_needed, place, resize, whole
 from edgecrafter.data.transforms import IOU_CHOICES, PRESETS, Augment, fits, iou_crop, zoom_out
 from edgecrafter.types import Labels
 

@@ -7,6 +7,7 @@ training was resumed. The ranks' batches of a step are together the batch of a s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from torch.utils.data import DataLoader
 
 from edgecrafter.data.annotations import Annotations
 from edgecrafter.data.dataset import Dataset, Draw, Key, RawBatch, generator
-from edgecrafter.data.placement import Objects
+from edgecrafter.data.objects import Objects
+from edgecrafter.data.rasters import unpack
 from edgecrafter.data.transforms import Augment
 from edgecrafter.types import Batch, Target
 
@@ -78,7 +80,7 @@ class Loader:
     """Iterates over the batches of an epoch, see ``batches`` and ``plain``.
 
     Workers stay alive between epochs if ``persistent``. They run one thread each and keep nothing; a batch comes back
-    as one shared tensor, so that few file descriptors are open at any time.
+    as one shared tensor, or two, so that few file descriptors are open at any time.
     """
 
     def __init__(
@@ -106,9 +108,9 @@ class Loader:
         return len(self.order)
 
     def __iter__(self) -> Iterator[Batch]:
-        for images, objects, indices in self.batches:
-            pairs = zip(objects, indices, strict=True)
-            yield Batch(images, [to_target(found, self.dataset, index) for found, index in pairs])
+        for raw in self.batches:
+            pairs = zip(with_masks(raw), raw.indices, strict=True)
+            yield Batch(raw.images, [to_target(found, self.dataset, index) for found, index in pairs])
 
 
 def batches(
@@ -153,15 +155,28 @@ def plain(
     return Loader(Dataset(annotations, size), order, workers, pin, persistent=False)
 
 
+def with_masks(raw: RawBatch) -> list[Objects]:
+    """The objects of every picture of a batch, with their share of its masks, still packed."""
+    if raw.masks is None:
+        return raw.objects
+    ends = np.cumsum([len(found) for found in raw.objects])[:-1]
+    shares = np.split(raw.masks.numpy(), ends)
+    return [replace(found, masks=share) for found, share in zip(raw.objects, shares, strict=True)]
+
+
 def to_target(objects: Objects, dataset: Dataset, index: int) -> Target:
     """The truth of a picture as the losses want it; of a mosaic or MixUp, id and path are those of its own picture."""
     h, w = dataset.size
     corners = objects.boxes.astype(np.float64) / (w, h, w, h)
     low, high = corners[:, :2], corners[:, 2:]
     boxes = np.concatenate([(low + high) / 2, high - low], axis=1).astype(np.float32)
+    points, areas = objects.keypoints, objects.areas
     return Target(
         labels=torch.from_numpy(objects.labels),
         boxes=torch.from_numpy(boxes),
+        masks=None if objects.masks is None else torch.from_numpy(unpack(objects.masks, w)),
+        keypoints=None if points is None else torch.from_numpy(points / np.array((w, h, 1), np.float32)),
+        area=None if areas is None else torch.from_numpy(areas / np.float32(h * w)),
         image_id=int(dataset.annotations.image_ids[index]),
         size=dataset.picture_size(index),
         path=str(dataset.annotations.path(index)),

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecrafter.data.placement import Objects, Placement, join
+from edgecrafter.data.objects import Objects, join
+from edgecrafter.data.placement import Placement
 
 MIXUP_RATIO = (0.45, 0.55)
 

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional
 
-Rect = tuple[float, float, float, float]
-"""x0, y0, x1, y1"""
+from edgecrafter.data.objects import Affine, Objects, Rect
 
 FILL = 114
 """gray of the empty border of a zoomed-out picture: the mean of ImageNet, close to 0 after normalisation"""
@@ -27,30 +26,6 @@ ENOUGH = 0.65
 as the input then does for a square tile of a mosaic"""
 MIN_SIDE = 0.999
 """objects with less than one visible pixel along a side are dropped (less the rounding of float32)"""
-
-
-@dataclass(frozen=True)
-class Objects:
-    """What is known of the objects of one picture. Optional kinds of truth are further fields of this class."""
-
-    boxes: NDArray[np.float32]
-    """[N, 4] xyxy in pixels"""
-    labels: NDArray[np.int64]
-    """[N] 0-based"""
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, chosen: NDArray[np.bool_]) -> Objects:
-        """The chosen objects; ``chosen`` is [N] bool."""
-        return Objects(self.boxes[chosen], self.labels[chosen])
-
-
-def join(parts: Sequence[Objects]) -> Objects:
-    """The objects of several pictures as one list, in their order; all are in pixels of the same frame."""
-    if len(parts) == 1:
-        return parts[0]
-    return Objects(np.concatenate([part.boxes for part in parts]), np.concatenate([part.labels for part in parts]))
 
 
 @dataclass(frozen=True)
@@ -65,8 +40,8 @@ class Placement:
     onto: Rect
     mirrored: bool = False
 
-    def affine(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """((scale, shift) of x, the same of y): ``x' = scale * x + shift`` from picture to input pixels."""
+    def affine(self) -> Affine:
+        """From picture to input pixels."""
         (a, b, c, d), (x0, y0, x1, y1) = self.view, self.onto
         if self.mirrored:
             x0, x1 = x1, x0
@@ -104,10 +79,10 @@ def whole(size: tuple[int, int], canvas: tuple[int, int]) -> Placement:
 
 
 def place(objects: Objects, placement: Placement) -> Objects:
-    """The objects in pixels of the input, cut off at the edge of the placement.
+    """The objects of a picture in pixels of the input, cut off at the edge of the placement.
 
-    Dropped are objects whose centre is not seen, and those of which less than one pixel is left along a side, be it a
-    pixel of the picture or of the input.
+    Dropped are objects whose centre is not seen, those of which less than one pixel is left along a side, be it a
+    pixel of the picture or of the input, and those of whose keypoints none is seen.
     """
     scale, shift = np.array(placement.affine()).T  # each [2], x and y
     corners = np.sort(objects.boxes.reshape(-1, 2, 2) * scale + shift, axis=1)  # [N, 2 ends, 2 axes]
@@ -116,7 +91,51 @@ def place(objects: Objects, placement: Placement) -> Objects:
     centre = corners.sum(axis=1) / 2
     is_large = cut[:, 1] - cut[:, 0] >= MIN_SIDE * np.maximum(1, np.abs(scale))
     keep = ((centre >= low) & (centre <= high) & is_large).all(axis=1)
-    return replace(objects, boxes=cut.reshape(-1, 4).astype(np.float32)).take(keep)
+    placed = replace(objects, boxes=cut.reshape(-1, 4).astype(np.float32)).take(keep)
+    if placed.shapes is not None:  # pixels come later, when all is decided
+        shapes = [replace(shape, affine=placement.affine(), window=placement.onto) for shape in placed.shapes]
+        placed = replace(placed, shapes=tuple(shapes))
+    return placed if placed.keypoints is None else _place_keypoints(placed, placement)
+
+
+def _place_keypoints(objects: Objects, placement: Placement) -> Objects:
+    """Keypoints that are not seen become unlabelled; in a mirror, left becomes right."""
+    assert objects.keypoints is not None and objects.areas is not None and objects.skeleton is not None
+    scale, shift = np.array(placement.affine()).T
+    low, high = np.array(placement.onto).reshape(2, 2)
+    points = objects.keypoints.astype(np.float64)
+    if placement.mirrored:
+        points = points[:, list(objects.skeleton.mirrored)]
+    points[..., :2] = points[..., :2] * scale + shift
+    seen = (points[..., 2] > 0) & ((points[..., :2] >= low) & (points[..., :2] <= high)).all(axis=-1)
+    points[~seen] = 0
+    # the scale of an object, by which OKS measures, does not change when a part of it is out of sight (ours)
+    areas = objects.areas * np.float32(np.abs(scale).prod())
+    return replace(objects, keypoints=points.astype(np.float32), areas=areas).take(np.asarray(seen.any(axis=1)))
+
+
+def cover(objects: Objects, rect: Rect) -> Objects:
+    """Placed objects below something that is painted later, onto ``rect``.
+
+    Their masks lose those pixels; keypoints there stay labelled, but as covered. Boxes remain: whoever paints over
+    objects leaves enough of them to be seen (see ``pasting``).
+    """
+    shapes, points = objects.shapes, objects.keypoints
+    if shapes is not None:
+        shapes = tuple(
+            replace(shape, covers=(*shape.covers, rect)) if _meet(shape.window, rect) else shape for shape in shapes
+        )
+    if points is not None:
+        low, high = np.array(rect).reshape(2, 2)
+        below = ((points[..., :2] > low) & (points[..., :2] < high)).all(axis=-1)
+        points = points.copy()
+        points[..., 2] = np.where(below, np.minimum(points[..., 2], 1), points[..., 2])
+    return replace(objects, shapes=shapes, keypoints=points)
+
+
+def _meet(one: Rect, other: Rect) -> bool:
+    """Do two rectangles share more than an edge?"""
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def pixels_needed(placement: Placement, size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int] | None:

@@ -2,10 +2,11 @@
 
 Order, as in the released code: a mosaic with its probability, or else photometric
 distortion, zoom-out and IoU crop; then objects without a visible pixel are dropped, flip, stretch to the input size.
-A mosaic therefore keeps its colours. MixUp follows on the whole batch (``mixing.mixup``).
+A mosaic therefore keeps its colours. Copy-paste puts objects of another picture on top of a sample that is no mosaic
+(``pasting``; in Table 11 for pose, its definition is ours). MixUp follows on the whole batch (``mixing.mixup``).
 
-Everything is drawn before a picture is opened: a draw is a ``Placement`` and a colour matrix, so that the loader knows
-how many pixels it has to decode. All functions are pure; randomness is the generator passed in.
+Everything is drawn before a picture is opened: a draw is a few ``Placement``s and a colour matrix, so that the loader
+knows how many pixels it has to decode. All functions are pure; randomness is the generator passed in.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgecrafter.data.placement import Rect
+from edgecrafter.data.objects import Rect
 from edgecrafter.geometry import boxes as box_geometry
 
 ZOOM_OUT = 4.0
@@ -43,6 +44,8 @@ class Augment:
     zoom_out: float = 0.0
     iou_crop: float = 0.0
     flip: float = 0.0
+    paste: float = 0.0
+    """objects of another picture on top of a sample that is no mosaic"""
 
     NONE: ClassVar[Augment]
 
@@ -53,13 +56,13 @@ class Augment:
                 raise ValueError(f"augmentation: {item.name}={value} is no probability, expected a number in 0..1")
 
     @staticmethod
-    def strong(mosaic: float = 0.75, mixup: float = 0.75) -> Augment:
-        """The augmentation of the paper; Table 10: 0.75 for S and M, 1.0 for L and X."""
-        return Augment(mosaic, mixup, photometric=0.5, zoom_out=0.5, iou_crop=0.8, flip=0.5)
+    def strong(mosaic: float = 0.75, mixup: float = 0.75, paste: float = 0.0) -> Augment:
+        """The augmentation of the paper; Table 10: 0.75 for S and M, 1.0 for L and X; pose: 0.5 each (Table 11)."""
+        return Augment(mosaic, mixup, photometric=0.5, zoom_out=0.5, iou_crop=0.8, flip=0.5, paste=paste)
 
     def unmixed(self) -> Augment:
-        """Without mosaic and MixUp: the second half of a training (Table 10)."""
-        return replace(self, mosaic=0.0, mixup=0.0)
+        """Without mosaic, MixUp and copy-paste: the second half of a training (Tables 10 and 11)."""
+        return replace(self, mosaic=0.0, mixup=0.0, paste=0.0)
 
     def gentle(self) -> Augment:
         """Only the flip is left: the last epochs of a training (Table 10)."""
