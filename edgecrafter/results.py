@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from edgecrafter import draw
 from edgecrafter.data import images
 from edgecrafter.files import written_beside
-from edgecrafter.types import Detections
+from edgecrafter.types import Detections, Skeleton
 
 if TYPE_CHECKING:
     import supervision
@@ -46,10 +49,16 @@ class Result(Detections):
 
     Boxes are in pixels of the picture held upright and inside of it. ``len(result)`` counts the detections, ``for name,
     score, box in result`` walks through them, ``result.above(0.6)`` keeps the sure ones.
+
+    Segmentation adds ``masks``, run lengths of which ``masks.array()`` makes pixels [N, h, w], ``masks[[i]].array()``
+    those of one. Pose adds ``keypoints`` [N, K, 3]: x, y in pixels, which may lie outside of the picture, and 1; then
+    ``boxes_from`` says that the boxes are the extent of the keypoints.
     """
 
     names: tuple[str, ...] = ()
     """class names: ``names[label]``"""
+    skeleton: Skeleton | None = None
+    """names of the keypoints and the lines between them"""
     path: Path | None = None
     """the file; None when the picture was given in memory"""
     picture: Image.Image | None = None
@@ -78,8 +87,8 @@ class Result(Detections):
         return images.read(self.path)
 
     def plot(self) -> Image.Image:
-        """A copy of the picture with the boxes drawn on it."""
-        return draw.draw(self.image(), self, self.names)
+        """A copy of the picture with boxes, masks or skeletons drawn on it."""
+        return draw.draw(self.image(), self, self.names, self.skeleton)
 
     def save(self, path: str | Path | None = None) -> Path:
         """Save the drawn picture; gives back where it went.
@@ -103,27 +112,59 @@ class Result(Detections):
         return target
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: path, size (height, width) and one entry per detection."""
-        found = [
+        """Plain values for JSON: path, size (height, width) and one entry per detection.
+
+        An entry holds label, name, score and box (xyxy); with masks also ``mask``, COCO's run lengths as
+        pycocotools reads them; with keypoints ``keypoints``, name, x and y of each, and ``box_from: keypoints`` if the
+        box is their extent.
+        """
+        found: list[dict[str, Any]] = [
             {"label": label, "name": each.name, "score": each.score, "box": list(each.box)}
             for label, each in zip(self.labels.tolist(), self, strict=True)
         ]
+        if self.boxes_from != "query":
+            found = [{**entry, "box_from": self.boxes_from} for entry in found]
+        if self.masks is not None:
+            found = [{**entry, "mask": mask} for entry, mask in zip(found, self.masks.to_coco(), strict=True)]
+        if self.keypoints is not None:
+            found = [{**entry, "keypoints": self._named(row)} for entry, row in zip(found, self.keypoints, strict=True)]
         return {"path": None if self.path is None else str(self.path), "size": list(self.size), "detections": found}
 
     def to_supervision(self) -> supervision.Detections:
-        """The same as ``supervision.Detections``. Raises ImportError when that package is missing."""
-        try:
-            import supervision
-        except ImportError as error:
-            raise ImportError("supervision is not installed: pip install 'edgecrafter[supervision]'") from error
-        import numpy as np
+        """The same as ``supervision.Detections``, with the pixels of the masks where there are any.
 
-        return supervision.Detections(
+        Keypoints are left out: see ``to_supervision_keypoints``. Raises ImportError when that package is missing.
+        """
+        return _supervision().Detections(
             xyxy=self.boxes.numpy(),
+            mask=None if self.masks is None else self.masks.array(),
             confidence=self.scores.numpy(),
             class_id=self.labels.numpy(),
-            data={"class_name": np.array([each.name for each in self], dtype=str)},
+            data={"class_name": self._class_names()},
         )
+
+    def to_supervision_keypoints(self) -> supervision.KeyPoints:
+        """The same as ``supervision.KeyPoints``: ``xy`` [N, K, 2], classes, and class names in ``data``.
+
+        There is no score per keypoint. That of the object is ``detection_confidence``, and ``data["score"]`` where the
+        installed supervision (before 0.29) has no such field. Raises ImportError when that package is missing and
+        ValueError for a result without keypoints.
+        """
+        if self.keypoints is None:
+            raise ValueError(f"{self.title}: no keypoints in this result. Use to_supervision(), or a pose model")
+        made, data = _supervision().KeyPoints, {"class_name": self._class_names()}
+        scores = self.scores.numpy()
+        scored = {"detection_confidence": scores} if "detection_confidence" in made.__dataclass_fields__ else {}
+        data |= {} if scored else {"score": scores}
+        return made(xy=self.keypoints[..., :2].numpy(), class_id=self.labels.numpy(), data=data, **scored)
+
+    def _class_names(self) -> NDArray[np.str_]:
+        return np.array([each.name for each in self], dtype=str)
+
+    def _named(self, points: Tensor) -> list[dict[str, Any]]:
+        """The keypoints [K, 3] of one object as plain values."""
+        names = self.skeleton.names if self.skeleton else [str(index) for index in range(len(points))]
+        return [{"name": name, "x": x, "y": y} for name, (x, y, _) in zip(names, points.tolist(), strict=True)]
 
     def _target(self, path: Path | None) -> Path:
         """The file that ``save`` writes."""
@@ -134,3 +175,12 @@ class Result(Detections):
         if self.path is None:
             raise ValueError("a picture from memory has no place of its own: save('folder') or save('file.jpg')")
         return self.path.with_name(f"{name.stem}_found{name.suffix}")
+
+
+def _supervision() -> Any:
+    """The package. Raises ImportError when it is missing."""
+    try:
+        import supervision
+    except ImportError as error:
+        raise ImportError("supervision is not installed: pip install 'edgecrafter[supervision]'") from error
+    return supervision

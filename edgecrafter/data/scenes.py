@@ -1,6 +1,7 @@
 """Generated scenes: a small data set in COCO format with boxes, masks and keypoints, for trying things out.
 
-Balls, crates, stars and kites of many sizes and colours lie on soft backgrounds, cover one another and cast shadows.
+Balls, crates, stars and kites of many sizes and colours lie on soft backgrounds, cover one another and cast shadows;
+for keypoints there are scenes of kites and planes.
 The pictures depend on the seed only. What the annotations say is what can be seen: boxes and polygons belong to the
 visible part, and the polygon of an object decodes to exactly the pixels that show it.
 """
@@ -8,6 +9,7 @@ visible part, and the polygon of an object decodes to exactly the pixels that sh
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from edgecrafter.data.outlines import outlines
-from edgecrafter.data.shapes import KITE_EDGES, KITE_POINTS, SHAPES, Floats, Shape
+from edgecrafter.data.shapes import EDGES, POINTS, POSED, SHAPES, Floats, Maker, Shape
 
 Window = tuple[slice, slice]
 """rows and columns of a picture"""
@@ -56,21 +58,30 @@ class Scene:
     things: list[Thing]
 
 
-def write(folder: str | Path, train: int = 480, val: int = 40, size: int = 320, seed: int = 0) -> Path:
+def write(
+    folder: str | Path,
+    train: int = 480,
+    val: int = 40,
+    size: int = 320,
+    seed: int = 0,
+    shapes: Mapping[str, Maker] | None = None,
+) -> Path:
     """Write ``train`` and ``val`` pictures of ``size`` x ``size`` pixels as a COCO data set; gives back the folder.
 
-    Makes ``images/*.jpg`` and ``annotations/instances_{train,val}.json``. Raises ValueError when the folder holds other
-    files.
+    Makes ``images/*.jpg`` and ``annotations/instances_{train,val}.json``. ``shapes`` are the classes and what draws
+    them, each as often as the others; None: ``shapes.SHAPES``. With ``shapes.POSED`` everything has keypoints. Raises
+    ValueError when the folder holds other files.
     """
+    shapes = SHAPES if shapes is None else shapes
     folder = Path(folder)
     if folder.is_dir() and any(entry.name not in ("images", "annotations") for entry in folder.iterdir()):
         raise ValueError(f"{folder} holds other files. Give an empty or new folder for the generated scenes.")
     for part in ("images", "annotations"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     for number, (split, count) in enumerate((("train", train), ("val", val))):
-        coco = _Coco()
+        coco = _Coco(list(shapes))
         for index in range(count):
-            found = scene(np.random.default_rng([seed, number, index]), size)
+            found = scene(np.random.default_rng([seed, number, index]), size, shapes)
             name = f"{split}_{index:05d}.jpg"
             Image.fromarray(found.image).save(folder / "images" / name, quality=90)
             coco.add(name, found)
@@ -78,14 +89,14 @@ def write(folder: str | Path, train: int = 480, val: int = 40, size: int = 320, 
     return folder
 
 
-def scene(rng: np.random.Generator, size: int = 320) -> Scene:
+def scene(rng: np.random.Generator, size: int = 320, shapes: Mapping[str, Maker] = SHAPES) -> Scene:
     """Draw one scene of ``size`` x ``size`` pixels with up to seven things; about one in thirty is empty."""
     canvas = background(rng, size)
     things: list[Thing] = []
     wanted = 0 if rng.random() < 1 / 30 else int(rng.integers(1, 8))
     for _ in range(3 * wanted):
         if len(things) < wanted:
-            _place(canvas, things, rng)
+            _place(canvas, things, rng, shapes)
     noisy = canvas + rng.uniform(1, 6) * rng.standard_normal(canvas.shape, dtype=np.float32)
     return Scene(np.clip(noisy, 0, 255).astype(np.uint8), things)
 
@@ -104,10 +115,10 @@ def background(rng: np.random.Generator, size: int) -> Floats:
     return mixed
 
 
-def _place(canvas: Floats, things: list[Thing], rng: np.random.Generator) -> None:
+def _place(canvas: Floats, things: list[Thing], rng: np.random.Generator, shapes: Mapping[str, Maker]) -> None:
     """Put one more thing in front, or change nothing when there is no room for it."""
     size = len(canvas)
-    shape = SHAPES[str(rng.choice(list(SHAPES)))](rng)
+    shape = shapes[str(rng.choice(list(shapes)))](rng)
     radius = size * 0.065 * 3.4 ** rng.random()
     centre = rng.uniform(0.04 * size, 0.96 * size, 2)
     turn = rng.uniform(-np.pi / 5, np.pi / 5)
@@ -203,7 +214,8 @@ def _cover(thing: Thing, mask: NDArray[np.bool_]) -> None:
 class _Coco:
     """Collects scenes into the tree of one COCO file; category ids count from 1."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
 
@@ -212,25 +224,25 @@ class _Coco:
         number = len(self.images) + 1
         self.images.append({"id": number, "file_name": name, "height": height, "width": width})
         for thing in found.things:
-            self.annotations.append({"id": len(self.annotations) + 1, "image_id": number, **_annotation(thing)})
+            self.annotations.append({"id": len(self.annotations) + 1, "image_id": number, **self._object(thing)})
 
     def tree(self) -> dict[str, Any]:
-        categories: list[dict[str, Any]] = [{"id": i + 1, "name": name} for i, name in enumerate(SHAPES)]
-        edges = [[a + 1, b + 1] for a, b in KITE_EDGES]
-        categories[-1] |= {"keypoints": list(KITE_POINTS), "skeleton": edges}
+        posed = {"keypoints": list(POINTS), "skeleton": [[a + 1, b + 1] for a, b in EDGES]}
+        categories = [
+            {"id": i + 1, "name": name, **(posed if name in POSED else {})} for i, name in enumerate(self.names)
+        ]
         return {"images": self.images, "annotations": self.annotations, "categories": categories}
 
-
-def _annotation(thing: Thing) -> dict[str, Any]:
-    x0, y0, x1, y1 = _box(thing.mask)
-    found = {
-        "category_id": list(SHAPES).index(thing.shape.name) + 1,
-        "bbox": [x0, y0, x1 - x0, y1 - y0],
-        "area": int(thing.mask.sum()),
-        "segmentation": outlines(thing.mask),
-        "iscrowd": 0,
-    }
-    if thing.keypoints is not None:
-        found["keypoints"] = [round(float(number), 2) for number in thing.keypoints.ravel()]
-        found["num_keypoints"] = int((thing.keypoints[:, 2] > 0).sum())
-    return found
+    def _object(self, thing: Thing) -> dict[str, Any]:
+        x0, y0, x1, y1 = _box(thing.mask)
+        found = {
+            "category_id": self.names.index(thing.shape.name) + 1,
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "area": int(thing.mask.sum()),
+            "segmentation": outlines(thing.mask),
+            "iscrowd": 0,
+        }
+        if thing.keypoints is not None:
+            found["keypoints"] = [round(float(number), 2) for number in thing.keypoints.ravel()]
+            found["num_keypoints"] = int((thing.keypoints[:, 2] > 0).sum())
+        return found

@@ -1,4 +1,4 @@
-"""The things in the generated scenes: outlines, keypoints and paint of a ball, a crate, a star and a kite.
+"""The things in the generated scenes: outlines, keypoints and paint of balls, crates, stars, kites and planes.
 
 A shape lives in its own frame: ``u`` to the right, ``v`` down, its body roughly inside the unit circle. The outline is
 a list of polygons, the paint a function of (u, v) to RGB, so that a scene can turn, scale and place it as it likes.
@@ -16,8 +16,9 @@ Floats = NDArray[np.float64]
 Colours = tuple[Floats, Floats]
 """main and second colour, each [3] in 0..1"""
 
-KITE_POINTS = ("nose", "left", "right", "base", "tail")
-KITE_EDGES = ((0, 1), (0, 2), (1, 3), (2, 3), (3, 4))
+POINTS = ("nose", "left", "right", "base", "tail")
+"""keypoints of every shape that has some; left and right are the tips of its wings"""
+EDGES = ((0, 1), (0, 2), (1, 3), (2, 3), (3, 4))
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Shape:
     paint: Callable[[Floats, Floats, Colours], Floats]
     """(u [h, w], v [h, w], colours) -> [h, w, 3] in 0..1"""
     keypoints: Floats | None = None
-    """[K, 2] in (u, v), named by ``KITE_POINTS``"""
+    """[K, 2] in (u, v), named by ``POINTS``"""
 
 
 def ball(rng: np.random.Generator) -> Shape:
@@ -61,7 +62,7 @@ def star(rng: np.random.Generator) -> Shape:
 
 
 def kite(rng: np.random.Generator) -> Shape:
-    """A kite with a waving tail: the one shape with keypoints."""
+    """A kite with a waving tail; it has keypoints."""
     wing, cross = rng.uniform(0.55, 0.75), rng.uniform(-0.45, -0.15)
     nose, left, right, base = (np.array(p) for p in ((0.0, -1.0), (-wing, cross), (wing, cross), (0.0, 0.6)))
     along = np.linspace(0, 1, 24)
@@ -79,7 +80,27 @@ def kite(rng: np.random.Generator) -> Shape:
     return Shape("kite", [np.stack([nose, right, base, left]), ribbon], sails, points)
 
 
-SHAPES = {"ball": ball, "crate": crate, "star": star, "kite": kite}
+def plane(rng: np.random.Generator) -> Shape:
+    """An aeroplane seen from above, with more or less swept wings; it has the keypoints of a kite."""
+    span, sweep = rng.uniform(0.75, 1.0), rng.uniform(0.05, 0.55)
+    half = [(0.13, -0.72), (0.15, -0.34), (span, sweep - 0.09), (span, sweep + 0.09), (0.15, 0.16), (0.11, 0.66)]
+    half += [(0.4, 0.92), (0.4, 1.06), (0.07, 1.0)]
+    tip, end = (0.0, -1.0), (0.0, 1.12)
+    outline = np.array([tip, *half, end, *((-u, v) for u, v in reversed(half))])
+
+    def stripes(u: Floats, v: Floats, colours: Colours) -> Floats:
+        second = (np.abs(u) > span - 0.22) | (v > 0.72) | (v < -0.78)
+        window = (np.abs(u) < 0.07) & (np.abs(v + 0.6) < 0.09)
+        return _pick(colours, second) * np.where(window, 0.4, 1.0)[..., None]
+
+    return Shape("plane", [outline], stripes, np.array([tip, (-span, sweep), (span, sweep), (0.0, 0.7), end]))
+
+
+Maker = Callable[[np.random.Generator], Shape]
+SHAPES: dict[str, Maker] = {"ball": ball, "crate": crate, "star": star, "kite": kite}
+"""the usual things"""
+POSED: dict[str, Maker] = {"kite": kite, "plane": plane}
+"""all that have keypoints"""
 
 
 def _segments(u: Floats, v: Floats, colours: Colours) -> Floats:
