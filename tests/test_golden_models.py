@@ -13,14 +13,16 @@ import torch
 from edgecrafter import hub
 from edgecrafter.models import official
 from edgecrafter.models.fuse import fuse
+from edgecrafter.models.pose_decoder import point_anchors
 from edgecrafter.models.queries import anchors
+from edgecrafter.tasks import TASKS
 
 GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))
 from checkpoint import released_state  # noqa: E402
 from fill import network_input  # noqa: E402
 
-MODELS = ("ecdet_s", "ecdet_l")
+MODELS = ("ecdet_s", "ecdet_l", "ecseg_s", "ecpose_s")
 STEPS = (8, 4, 2)
 
 
@@ -43,8 +45,9 @@ def forward(network, about):
     modules = {"stem": network.backbone.vit.stem, "aifi": network.encoder.aifi}
     modules |= {f"vit_block_{i}": block for i, block in enumerate(network.backbone.vit.blocks)}
     modules |= {f"decoder_layer_{i}": layer for i, layer in enumerate(network.decoder.layers)}
-    modules["pre_head"] = network.decoder.first_box
-    modules["last_corner_delta"] = network.decoder.boxes[-1]
+    poses = hasattr(network.decoder, "poses")
+    modules["pre_head"] = network.decoder.first_pose if poses else network.decoder.first_box
+    modules["last_corner_delta"] = (network.decoder.poses if poses else network.decoder.boxes)[-1]
     hooks = [m.register_forward_hook(lambda _m, _i, out, n=n: heard.__setitem__(n, out)) for n, m in modules.items()]
     with torch.inference_mode():
         outputs = network(torch.from_numpy(network_input(about["image_seed"], 640, 640, True)))
@@ -54,7 +57,7 @@ def forward(network, about):
 
 
 def largest(found, stored):
-    return float(np.abs(found.numpy() - stored).max())
+    return float(np.abs(found.detach().numpy() - stored).max())
 
 
 def test_golden_layers_and_outputs(golden):
@@ -70,7 +73,14 @@ def test_golden_layers_and_outputs(golden):
                 )
         last = outputs.layers[-1]
         worst["logits"] = largest(last.logits, arrays["pred_logits"])
-        worst["boxes"] = largest(last.boxes, arrays["pred_boxes"])
+        if last.boxes is not None:
+            worst["boxes"] = largest(last.boxes, arrays["pred_boxes"])
+        if last.masks is not None:
+            first = last.masks.of(torch.zeros(4, dtype=torch.int64), torch.arange(4))
+            worst["masks"] = largest(first, arrays["pred_masks_first4"].astype(np.float32))
+            assert torch.allclose(first, last.masks.dense()[0, :4], atol=1e-3)
+        if last.keypoints is not None:
+            worst["keypoints"] = largest(last.keypoints.flatten(2), arrays["pred_keypoints"])
         for i in range(len(network.backbone.vit.blocks)):
             worst["vit"] = max(
                 worst.get("vit", 0), largest(heard[f"vit_block_{i}"][0, ::200, :16], arrays[f"vit_block_{i}"])
@@ -79,26 +89,37 @@ def test_golden_layers_and_outputs(golden):
         aifi = heard["aifi"].flatten(2).transpose(1, 2)
         worst["aifi"] = largest(aifi[0, ::50, :16], arrays["aifi"])
         for i in range(len(network.decoder.layers)):
-            found = heard[f"decoder_layer_{i}"][0, :16, :16]
+            layer = heard[f"decoder_layer_{i}"][0]
+            found = layer[:16, :16] if layer.dim() == 2 else layer[:4, :, :8]
             worst["decoder"] = max(worst.get("decoder", 0), largest(found, arrays[f"decoder_layer_{i}"]))
-        worst["first box"] = largest(heard["pre_head"][0, :16], arrays["pre_head"])
-        worst["last edges"] = largest(heard["last_corner_delta"][0, :8], arrays["last_corner_delta"])
+        for part, key in (("first head", "pre_head"), ("last bins", "last_corner_delta")):
+            worst[part] = largest(heard[key][0, : len(arrays[key])], arrays[key])
         print(f"\ngolden {name}, {form}: " + ", ".join(f"{part} {value:.1e}" for part, value in worst.items()))
         assert worst["backbone"] < 1e-3 and worst["encoder"] < 1e-3
-        assert worst["logits"] < 2e-3 and worst["boxes"] < 2e-4
-        assert max(worst[p] for p in ("vit", "vit patches", "aifi", "decoder", "first box", "last edges")) < 5e-3
+        assert worst["logits"] < 2e-3 and worst.get("boxes", 0) < 2e-4
+        assert worst.get("masks", 0) < 5e-2 and worst.get("keypoints", 0) < 1e-3
+        assert max(worst[p] for p in ("vit", "vit patches", "aifi", "decoder", "first head", "last bins")) < 5e-3
 
 
 def test_golden_query_selection(golden):
     _, network, _, _, arrays, about = golden
     outputs, _ = forward(network, about)
-    tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in outputs.memory], dim=1)
-    _, valid = anchors([tuple(level.shape[2:]) for level in outputs.memory], tokens.device)
+    count = len(arrays["query_anchor_index"])
     with torch.inference_mode():
-        score = network.decoder.enc_score(tokens * valid[:, None]).amax(-1)
-    best = score.topk(301).values[0]
-    assert largest(best, arrays["query_select_logit"]) < 1e-3
-    assert set(score.topk(300).indices[0].tolist()) == set(arrays["query_anchor_index"].tolist())
+        score = selection_scores(network.decoder, outputs.memory)
+    assert largest(score.topk(count + 1).values[0], arrays["query_select_logit"]) < 1e-3
+    assert set(score.topk(count).indices[0].tolist()) == set(arrays["query_anchor_index"].tolist())
+
+
+def selection_scores(decoder, memory):
+    """The best class logit of every memory token, [B, P]."""
+    tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in memory], dim=1)
+    shapes = [tuple(level.shape[2:]) for level in memory]
+    if hasattr(decoder, "poses"):
+        _, valid = point_anchors(shapes, tokens.device)
+        return decoder.enc_score(decoder.enc_norm(decoder.enc_project(tokens * valid[:, None]))).amax(-1)
+    _, valid = anchors(shapes, tokens.device)
+    return decoder.enc_score(tokens * valid[:, None]).amax(-1)
 
 
 def test_golden_parameter_counts(golden):
@@ -109,8 +130,8 @@ def test_golden_parameter_counts(golden):
 
 def test_golden_file_is_recognised(golden):
     name, _, info, *_ = golden
-    assert info.name == name.replace("_", "-")
-    assert info.labels.names[0] == "person" and info.labels.ids[-1] == 90
+    assert info.name == hub.proper(name.replace("_", "-"))
+    assert info.labels == TASKS[info.task].labels
 
 
 def test_golden_round_trip_is_bit_identical(golden, tmp_path):
@@ -119,8 +140,10 @@ def test_golden_round_trip_is_bit_identical(golden, tmp_path):
     hub.convert(ours, tmp_path / "back.pth")
     back = official.unwrap(torch.load(tmp_path / "back.pth", weights_only=True))
     assert set(back) == set(state)
-    different = [k for k, v in state.items() if back[k].dtype != v.dtype or not torch.equal(back[k], v)]
-    assert not different
+    computed = official.constants(state)  # by a logarithm, whose last bit is another on another kind of CPU
+    for key, value in state.items():
+        assert back[key].dtype == value.dtype, key
+        assert torch.allclose(back[key], value, rtol=1e-6) if key in computed else torch.equal(back[key], value), key
     again, same = hub.load(ours)
     assert same == info
     for key, value in network.state_dict().items():
