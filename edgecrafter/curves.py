@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ def plot(run: str | Path, target: str | Path) -> Path | None:
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     losses, scores, trade = figure.subplots(1, 3)
+    kind = _kind(rows[0])
     _losses(losses, rows)
-    _scores(scores, rows)
-    _precision(trade, run / "val" / "curves.csv")
+    _scores(scores, rows, kind)
+    _precision(trade, run / "val" / "curves.csv", kind)
     figure.savefig(target, dpi=110)
     return target
 
@@ -44,14 +46,24 @@ def _losses(axes: Any, rows: list[dict[str, str]]) -> None:
     _finish(axes, "training loss", "epoch")
 
 
-def _scores(axes: Any, rows: list[dict[str, str]]) -> None:
-    for name in ("val/AP", "val/AP50", "val/AP75"):
-        axes.plot(*_line(rows, name), label=name.removeprefix("val/"))
+def _kind(columns: Iterable[str]) -> str:
+    """What was scored: ``box``, ``mask`` or ``OKS``, told by the columns. COCO knows no small keypoint objects."""
+    if "val/box_AP" in columns:
+        return "mask"
+    return "box" if "val/APs" in columns else "OKS"
+
+
+def _scores(axes: Any, rows: list[dict[str, str]], kind: str) -> None:
+    """The scores of the kind in thick lines; for masks those of the boxes in the same colours, thin."""
+    for index, name in enumerate(("AP", "AP50", "AP75")):
+        axes.plot(*_line(rows, f"val/{name}"), f"C{index}-", label=f"{kind} {name}")
+        if f"val/box_{name}" in rows[0]:
+            axes.plot(*_line(rows, f"val/box_{name}"), f"C{index}--", label=f"box {name}", linewidth=0.8)
     axes.set_ylim(0, 1)
-    _finish(axes, "validation", "epoch")
+    _finish(axes, f"validation: {kind} AP", "epoch")
 
 
-def _precision(axes: Any, path: Path) -> None:
+def _precision(axes: Any, path: Path, kind: str) -> None:
     points: dict[str, list[tuple[float, float]]] = {}
     for row in _rows(path) if path.is_file() else []:
         points.setdefault(row["name"], []).append((float(row["recall"]), float(row["precision"])))
@@ -59,7 +71,7 @@ def _precision(axes: Any, path: Path) -> None:
         axes.plot(*zip(*line, strict=True), label=name)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)
-    _finish(axes, "precision at an overlap of 0.5", "recall")
+    _finish(axes, f"precision at {'an OKS' if kind == 'OKS' else f'a {kind} overlap'} of 0.5", "recall")
 
 
 def _line(rows: list[dict[str, str]], name: str) -> tuple[list[int], list[float]]:

@@ -162,8 +162,9 @@ def _cut(masks: Runs, row: int, box: Corners) -> NDArray[np.bool_]:
     height, (x0, y0, x1, y1) = masks.size[0], box
     ends = np.clip(np.cumsum(masks.counts[row]), x0 * height, x1 * height)
     inside = np.arange(len(ends)) % 2 == 1
-    columns: NDArray[np.bool_] = np.repeat(inside, np.diff(ends, prepend=x0 * height)).reshape(-1, height)
-    return columns[:, y0:y1].T
+    columns = np.repeat(inside, np.diff(ends, prepend=x0 * height)).reshape(-1, height)
+    cut: NDArray[np.bool_] = columns[:, y0:y1].T
+    return cut
 
 
 def _border(top: NDArray[np.int16], width: int) -> NDArray[np.bool_]:
