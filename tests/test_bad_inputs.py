@@ -90,7 +90,7 @@ COCO_READ = {
     "polygon_empty": (36, ""),
     "polygon_outside": (36, ""),
     "keypoints_count_mismatch": (36, "num_keypoints is not the count .*annotation id 1"),
-    "keypoints_outside": (36, "keypoint outside of their picture: 1 .*annotation id 1"),
+    "keypoints_outside": (36, "keypoint outside of their picture, taken as not labelled: 1 .*annotation id 1"),
 }
 
 YOLO_ERRORS = {

@@ -49,6 +49,8 @@ class Masks:
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Masks:
         """The masks of the chosen objects: rows in the given order, or where a bool vector says so."""
         chosen = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
+        if np.array_equal(chosen, np.arange(len(self))):
+            return self
         ring_rows, objects = _gather(self.objects, chosen)
         point_rows, rings = _gather(self.rings, ring_rows)
         letters, code_offsets = _gather(self.code_offsets, chosen)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from edgecrafter.data import images
 from edgecrafter.data.annotations import Annotations
 from edgecrafter.data.formats.clean import missing
+from edgecrafter.data.skeleton import describe
 
 BLOCK = 64
 """Pictures that a thread takes at a time."""
@@ -102,7 +103,24 @@ def report(annotations: Annotations) -> list[str]:
     ]
     if len(counts):
         lines.append(f"objects in an image: {counts.mean():.1f} on average, {counts.max()} at most")
-    return lines + [f"note: {note}" for note in annotations.notes]
+    return [*lines, *_masks(annotations), *_keypoints(annotations), *(f"note: {note}" for note in annotations.notes)]
+
+
+def _masks(annotations: Annotations) -> list[str]:
+    masks = annotations.masks
+    if masks is None:
+        return []
+    drawn, coded = (int((np.diff(offsets) > 0).sum()) for offsets in (masks.objects, masks.code_offsets))
+    return [f"masks: {drawn + coded} objects, {drawn} of them as polygons, {coded} as run lengths"]
+
+
+def _keypoints(annotations: Annotations) -> list[str]:
+    points, skeleton = annotations.keypoints, annotations.labels.skeleton
+    if points is None or skeleton is None:
+        return []
+    labelled = (points[..., 2] > 0).sum(axis=1)
+    average = f"{labelled.mean():.1f} of {len(skeleton)} labelled in an object on average" if len(points) else "none"
+    return [f"keypoints: {average}, {int((labelled == 0).sum())} objects without any", *describe(skeleton)]
 
 
 def _look(path: Path, decode: bool) -> _Look:

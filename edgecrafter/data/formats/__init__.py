@@ -13,10 +13,13 @@ from edgecrafter.data.formats import coco, coco_files, voc, yolo, yolo_files
 from edgecrafter.data.formats.splits import ALIASES
 from edgecrafter.types import Labels
 
-Read = Callable[[Path, str, Labels | None], Annotations]
+Read = Callable[[Path, str, Labels | None, str], Annotations]
 
 FORMATS: dict[str, Read] = {"coco": coco.read, "yolo": yolo.read, "voc": voc.read}
-"""``read(root, split, labels)``: ``labels`` are those of the training split or the model, to be followed by name."""
+"""``read(root, split, labels, truth)``: ``labels`` are those of the training split or the model, to be followed by
+name; ``truth`` is what is wanted besides boxes, one of ``TRUTHS``."""
+
+TRUTHS = ("", "masks", "keypoints")
 
 SIGNS: dict[str, Callable[[Path], list[str]]] = {
     "coco": coco_files.signs,
@@ -34,26 +37,33 @@ _SOUGHT = (
 
 
 def load(
-    path: str | Path, split: str = "train", labels: Labels | None = None, images: str | Path | None = None
+    path: str | Path,
+    split: str = "train",
+    labels: Labels | None = None,
+    images: str | Path | None = None,
+    truth: str = "",
 ) -> Annotations:
     """Read a split (``train``, ``val`` or ``test``) of a data set of any known layout.
 
     ``path`` is a folder, a ``data.yaml``, or a COCO ``.json`` file; ``images`` is the folder of that file's pictures if
     it is not in a usual place. ``labels``: the classes of the training split or the model; a val split is put into
-    their order by name. Without a val split ``valid`` and then ``test`` serve, with a note.
+    their order by name, and its keypoints too. Without a val split ``valid`` and then ``test`` serve, with a note.
+    ``truth`` is what is wanted besides boxes: nothing, ``"masks"`` or ``"keypoints"``; only that is kept.
 
     Raises ``FileNotFoundError`` and ``ValueError`` that say what is wrong and what to do. The pictures are not opened,
     except for their size where the layout does not state it: see ``check.usable``.
     """
     if split not in SPLITS:
         raise ValueError(f"split '{split}' is unknown; choose one of {', '.join(SPLITS)}")
+    if truth not in TRUTHS:
+        raise ValueError(f"truth '{truth}' is unknown; choose one of {', '.join(map(repr, TRUTHS))}")
     root = Path(path).expanduser()
     name = sniff(root)
     if images is None:
-        return FORMATS[name](root, split, labels)
+        return FORMATS[name](root, split, labels, truth)
     if name != "coco":
         raise ValueError(f"{root}: images={images} goes with a COCO .json file only; this is {name}")
-    return coco.read(root, split, labels, Path(images).expanduser())
+    return coco.read(root, split, labels, truth, Path(images).expanduser())
 
 
 def sniff(path: str | Path) -> str:

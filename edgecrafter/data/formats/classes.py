@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +45,7 @@ def align(own: Labels, known: Labels | None, classes: Ints, source: str) -> tupl
     table = np.array([place.get(name, -1) for name in own.names], dtype=np.int64)
     ids = _file_ids(own, known)
     notes = [] if ids == known.ids else ["category ids differ from those of the training data: classes go by name"]
-    return Labels(known.names, ids, known.skeleton), table[classes], notes
+    return replace(known, ids=ids), table[classes], notes
 
 
 def _file_ids(own: Labels, known: Labels) -> tuple[int, ...]:

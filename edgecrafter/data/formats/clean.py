@@ -2,6 +2,7 @@
 
 * A coordinate that is not finite, or a width or height that is not above 0: the object is skipped.
 * Wholly outside the picture: skipped. Partly outside: clipped.
+* A labelled keypoint outside the picture: not labelled; up to ``SLACK`` pixels: clipped. (Masks: ``clean_masks``.)
 * Pictures whose size is unknown because the file cannot be read: skipped with their objects.
 
 Each kind is counted in one note with an example that names the file and the object.
@@ -12,13 +13,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgecrafter.data import images
-from edgecrafter.data.annotations import Annotations, pack
+from edgecrafter.data.annotations import Annotations, Masks, pack
 from edgecrafter.types import Labels
+
+SLACK = 1.0
+"""Pixels that a mask or keypoint may leave its picture by without a word: rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +42,10 @@ class Rows:
     """[N] square pixels, NaN: take the box's"""
     crowd: NDArray[np.bool_]
     """[N]"""
+    masks: Masks | None = None
+    """of N objects"""
+    keypoints: NDArray[np.float64] | None = None
+    """[N, K, 3] x, y in pixels and visibility"""
 
     def of(self, classes: NDArray[np.int64]) -> Rows:
         """The same objects with other class indices."""
@@ -44,7 +53,10 @@ class Rows:
 
     def take(self, index: NDArray[np.int64] | NDArray[np.bool_]) -> Rows:
         """The chosen objects."""
-        return Rows(*(getattr(self, column.name)[index] for column in fields(self)))
+        columns: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        masks = columns.pop("masks")
+        chosen = {name: column[index] for name, column in columns.items() if column is not None}
+        return Rows(**chosen, masks=None if masks is None else masks.take(index))
 
 
 def store(
@@ -59,6 +71,9 @@ def store(
 ) -> Annotations:
     """Apply the rules above and sort the objects by picture. ``where(i)`` names row ``i`` for a note."""
     boxes, keep, found = _boxes(rows.boxes, sizes[rows.image], where)
+    if rows.keypoints is not None:
+        points, outside = inside(rows.keypoints, sizes[rows.image], where)
+        rows, found = replace(rows, keypoints=points), [*found, *outside]
     areas = np.where(np.isfinite(rows.areas) & (rows.areas >= 0), rows.areas, _area(boxes))
     order = np.flatnonzero(keep)[np.argsort(rows.image[keep], kind="stable")]
     letters, name_offsets = pack(names)
@@ -78,6 +93,8 @@ def store(
         crowd=rows.crowd[order],
         ids=rows.ids[order],
         notes=(*notes, *found),
+        masks=None if rows.masks is None else rows.masks.take(order),
+        keypoints=None if rows.keypoints is None else rows.keypoints[order].astype(np.float32),
     )
     return _known_sizes(result)
 
@@ -111,6 +128,28 @@ def missing(absent: Sequence[Path], total: int) -> FileNotFoundError:
         f"{len(absent)} of {total} listed pictures are missing: {listed}. "
         "Put them there or take them out of the annotations."
     )
+
+
+def inside(
+    points: NDArray[np.float64], sizes: NDArray[np.int32], where: Callable[[int], str]
+) -> tuple[NDArray[np.float64], list[str]]:
+    """Keypoints [N, K, 3] of pictures of ``sizes`` [N, 2], zeros where not labelled or outside; and notes."""
+    limits = sizes[:, None, ::-1].astype(np.float64)
+    limits = np.where(limits > 0, limits, np.inf)
+    places, labelled = points[..., :2], points[..., 2] > 0
+    finite = np.all(np.isfinite(places), axis=-1)
+    near = np.all((places >= -SLACK) & (places <= limits + SLACK), axis=-1)
+    kept = labelled & near
+    placed = np.concatenate([np.clip(places, 0, limits), points[..., 2:]], axis=-1)
+    notes = [
+        *note("objects with a keypoint that is not finite, taken as not labelled", _any(labelled & ~finite), where),
+        *note(
+            "objects with a labelled keypoint outside of their picture, taken as not labelled",
+            _any(labelled & finite & ~near),
+            where,
+        ),
+    ]
+    return np.where(kept[..., None], placed, 0.0), notes
 
 
 def note(what: str, chosen: NDArray[np.bool_], where: Callable[[int], str]) -> list[str]:
@@ -159,6 +198,11 @@ def _known_sizes(annotations: Annotations) -> Annotations:
     if not len(annotations):
         raise ValueError(f"{annotations.root}: no readable picture is left. " + " ".join(annotations.notes))
     return annotations
+
+
+def _any(marks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which objects have a mark, [N, K] -> [N]."""
+    return np.asarray(marks.any(axis=1))
 
 
 def _area(boxes: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -9,25 +9,31 @@ Format: https://cocodataset.org/#format-data
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecrafter.data import skeleton
 from edgecrafter.data.annotations import Annotations
-from edgecrafter.data.formats import classes, clean, coco_fields, coco_parts
+from edgecrafter.data.formats import classes, clean, clean_masks, coco_fields, coco_keypoints, coco_masks
 from edgecrafter.data.formats.coco_fields import Record
 from edgecrafter.data.formats.coco_files import find, picture_folder
 from edgecrafter.types import Labels
 
 
-def read(root: Path, split: str, labels: Labels | None = None, images: Path | None = None) -> Annotations:
+def read(
+    root: Path, split: str, labels: Labels | None = None, truth: str = "", images: Path | None = None
+) -> Annotations:
     """Read one split of a COCO folder, or a JSON file. ``images``: the folder of the pictures, if it cannot be guessed.
 
+    ``truth`` is what is wanted besides boxes: ``"masks"``, ``"keypoints"`` or nothing.
     Raises ``FileNotFoundError`` for a missing split or folder and ``ValueError``, naming file and record, for whatever
     is not as the format says. Annotation ids that occur twice are numbered anew, with a note.
     """
-    file, notes = find(root, split)
+    file, notes = find(root, split, truth)
     data = coco_fields.load(file)
     pictures, objects, categories = data["images"], data["annotations"], data["categories"]
     if not pictures:
@@ -36,20 +42,86 @@ def read(root: Path, split: str, labels: Labels | None = None, images: Path | No
     folder = images or picture_folder(file, split, names)
     image_ids = coco_fields.whole(file, "image", pictures, "id")
     _unique(file, "image", image_ids)
+    if truth == "keypoints":
+        posed = coco_keypoints.wanted(file, categories, objects)
+        categories, objects, left = coco_keypoints.select(file, categories, objects, posed)
+        notes = [*notes, *left]
     own, dropped = _labels(file, categories, objects)
     rows, renumbered = _rows(file, objects, image_ids, own)
     final, chosen, renamed = classes.align(own, labels, rows.classes, str(file))
-    parts = [*coco_parts.polygons(file, objects), *coco_parts.keypoints(file, objects, categories, pictures)]
+    sizes = _sizes(file, folder, pictures, names)
+    source = _Source(file, categories, objects, np.asarray(own.ids, dtype=np.int64)[rows.classes])
+    final, rows, found = ADD[truth](source, final, rows.of(chosen), sizes[rows.image])
     return clean.store(
         root=folder,
         labels=final,
         names=names,
         image_ids=image_ids,
-        sizes=_sizes(file, folder, pictures, names),
-        rows=rows.of(chosen),
-        notes=[*notes, *dropped, *renamed, *renumbered, *parts],
-        where=lambda row: f"{file.name}, annotation id {rows.ids[row]}",
+        sizes=sizes,
+        rows=rows,
+        notes=[*notes, *dropped, *renamed, *renumbered, *found],
+        where=_where(file, rows),
     )
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What masks and keypoints are read from."""
+
+    file: Path
+    categories: list[Record]
+    objects: list[Record]
+    category: NDArray[np.int64]
+    """[N] id of each object's category"""
+
+
+def _plain(
+    source: _Source, labels: Labels, rows: clean.Rows, sizes: NDArray[np.int32]
+) -> tuple[Labels, clean.Rows, list[str]]:
+    """Boxes only; the rest is checked all the same: what is broken is better known early."""
+    where = _where(source.file, rows)
+    what = "polygons of fewer than three points or of an odd count of numbers (the boxes are used)"
+    notes = clean.note(what, coco_masks.undrawable(source.objects), where)
+    names = coco_keypoints.listed(source.file, source.categories)
+    if names:
+        points, miscounted = coco_keypoints.points(source.file, source.objects, source.category, names)
+        notes += [*miscounted, *clean.inside(points, sizes, where)[1]]
+    return labels, rows, notes
+
+
+def _with_masks(
+    source: _Source, labels: Labels, rows: clean.Rows, sizes: NDArray[np.int32]
+) -> tuple[Labels, clean.Rows, list[str]]:
+    where = _where(source.file, rows)
+    drawn, broken = coco_masks.read(source.objects, sizes, clean_masks.known_sizes(sizes))
+    if len(rows.ids) and (rows.crowd | (drawn.faults == clean_masks.MISSING)).all() and not rows.crowd.all():
+        raise ValueError(
+            f"{source.file}: none of the {len(rows.ids)} objects has a mask ('segmentation' is absent or empty): "
+            "nothing to learn masks from. Take the file with masks, or train a model that finds boxes (ecdet)."
+        )
+    what = "objects with polygons of fewer than three points, of an odd count of numbers or of other than numbers"
+    notes = clean.note(f"{what}; these polygons are left out", broken, where)
+    rows, found = clean_masks.attach(rows, drawn, sizes, where)
+    return labels, rows, notes + found
+
+
+def _with_keypoints(
+    source: _Source, labels: Labels, rows: clean.Rows, sizes: NDArray[np.int32]
+) -> tuple[Labels, clean.Rows, list[str]]:
+    names = coco_keypoints.wanted(source.file, source.categories, source.objects)
+    points, miscounted = coco_keypoints.points(source.file, source.objects, source.category, names)
+    own, lost = coco_keypoints.form(source.file, source.categories, names)
+    final, points, followed = skeleton.follow(own, labels.skeleton, points, str(source.file))
+    notes = [*miscounted, *lost, *followed]
+    return replace(labels, skeleton=final), replace(rows, keypoints=points), notes
+
+
+ADD = {"": _plain, "masks": _with_masks, "keypoints": _with_keypoints}
+"""What each kind of truth adds to boxes: labels, rows and notes from those of the boxes."""
+
+
+def _where(file: Path, rows: clean.Rows) -> Callable[[int], str]:
+    return lambda row: f"{file.name}, annotation id {rows.ids[row]}"
 
 
 def _labels(file: Path, categories: list[Record], objects: list[Record]) -> tuple[Labels, list[str]]:

@@ -39,23 +39,23 @@ def whole(file: Path, what: str, records: list[Record], key: str) -> NDArray[np.
             return np.array(values, dtype=np.int64)
         except OverflowError:
             expected = "a whole number below 2^63"
-    column = _column(values, 0, lambda row: wrong(file, what, records, row, key, expected))
-    broken = np.flatnonzero((column != np.floor(column)) | (np.abs(column) >= 2.0**53))
+    found = column(values, 0, lambda row: wrong(file, what, records, row, key, expected))
+    broken = np.flatnonzero((found != np.floor(found)) | (np.abs(found) >= 2.0**53))
     if len(broken):
         raise wrong(file, what, records, int(broken[0]), key, expected)
-    return column.astype(np.int64)
+    return found.astype(np.int64)
 
 
 def rows(file: Path, what: str, records: list[Record], key: str, width: int, expected: str) -> NDArray[np.float64]:
     """A list of ``width`` numbers of each record, [N, width]."""
     values = [record.get(key) for record in records]
-    return _column(values, width, lambda row: wrong(file, what, records, row, key, expected))
+    return column(values, width, lambda row: wrong(file, what, records, row, key, expected))
 
 
 def optional(file: Path, what: str, records: list[Record], key: str, default: float) -> NDArray[np.float64]:
     """A number of each record that may be absent or null, [N]."""
     values = [default if record.get(key) is None else record[key] for record in records]
-    return _column(values, 0, lambda row: wrong(file, what, records, row, key, "a number"))
+    return column(values, 0, lambda row: wrong(file, what, records, row, key, "a number"))
 
 
 def texts(file: Path, what: str, records: list[Record], key: str) -> list[str]:
@@ -78,6 +78,18 @@ def name(what: str, records: list[Record], row: int) -> str:
     """How a message calls a record."""
     key = records[row].get("id")
     return f"{what} number {row + 1} (without id)" if key is None else f"{what} id {key}"
+
+
+def column(values: list[Any], width: int, fault: Callable[[int], ValueError]) -> NDArray[np.float64]:
+    """Numbers [N] for width 0, else [N, width]; ``fault(row)`` is raised for the first row that is something else."""
+    shape = (len(values), width) if width else (len(values),)
+    try:
+        array = np.array(values) if values else np.zeros(shape)
+    except ValueError:  # rows of different lengths
+        array = np.array([], dtype=object)
+    if array.dtype.kind in "ifub" and array.shape == shape:
+        return array.astype(np.float64)
+    raise next(fault(row) for row, value in enumerate(values) if not _fits(value, width))
 
 
 def _json(file: Path) -> Any:
@@ -109,18 +121,6 @@ def _no_collection() -> Iterator[None]:
     finally:
         if before:
             gc.enable()
-
-
-def _column(values: list[Any], width: int, fault: Callable[[int], ValueError]) -> NDArray[np.float64]:
-    """Numbers [N] for width 0, else [N, width]; ``fault(row)`` is raised for the first row that is something else."""
-    shape = (len(values), width) if width else (len(values),)
-    try:
-        array = np.array(values) if values else np.zeros(shape)
-    except ValueError:  # rows of different lengths
-        array = np.array([], dtype=object)
-    if array.dtype.kind in "ifub" and array.shape == shape:
-        return array.astype(np.float64)
-    raise next(fault(row) for row, value in enumerate(values) if not _fits(value, width))
 
 
 def _fits(value: Any, width: int) -> bool:

@@ -16,8 +16,10 @@ def signs(root: Path) -> list[str]:
     return [str(path.relative_to(root)) for path in _json_files(root)]
 
 
-def find(root: Path, split: str) -> tuple[Path, list[str]]:
-    """The JSON file of a split, and notes. ``root`` is a folder or a JSON file.
+def find(root: Path, split: str, truth: str = "") -> tuple[Path, list[str]]:
+    """The JSON file of a split, and notes. ``root`` is a folder or a JSON file; a folder may hold several kinds.
+
+    For ``truth`` "keypoints" a file that has them in its name comes first, for anything else one that has not.
 
     A train file stands for its sibling where val or test is wanted, and the other way round; a file that names no
     split, or the other one of val and test, is taken as it is. A folder without a val split gives the test split, with
@@ -27,9 +29,9 @@ def find(root: Path, split: str) -> tuple[Path, list[str]]:
     if root.is_file():
         return _sibling(root, split)
     files = _json_files(root)
-    if found := _best(files, split):
+    if found := _best(files, split, truth):
         return found, []
-    if split == "val" and (found := _best(files, "test")):
+    if split == "val" and (found := _best(files, "test", truth)):
         return found, [f"there is no val split: {found.relative_to(root)} serves as val"]
     names = ", ".join(str(path.relative_to(root)) for path in files) or "none"
     raise FileNotFoundError(
@@ -77,26 +79,25 @@ def _split_of(path: Path) -> str:
     return ""
 
 
-def _best(files: list[Path], split: str) -> Path | None:
+def _best(files: list[Path], split: str, truth: str) -> Path | None:
     """The file of a split with the best name; ``ValueError`` if two are equally good."""
     fitting = [path for path in files if _split_of(path) == split]
-    best = min((_rank(path) for path in fitting), default=0)
-    equals = [path for path in fitting if _rank(path) == best]
+    best = min((_rank(path, truth) for path in fitting), default=(0, 0))
+    equals = [path for path in fitting if _rank(path, truth) == best]
     if len(equals) > 1:
         names = ", ".join(str(path) for path in equals)
         raise ValueError(f"several files fit the split '{split}' equally well: {names}. Pass the one that is meant.")
     return equals[0] if equals else None
 
 
-def _rank(path: Path) -> int:
-    """0 is best: the exact names before longer ones, boxes before keypoints."""
+def _rank(path: Path, truth: str) -> tuple[int, int]:
+    """The least is best: first the kind that is wanted, then exact names before longer ones."""
     stem = path.stem.lower()
     split = "|".join(name for names in ALIASES.values() for name in names)
-    patterns = (rf"instances_({split})", rf"instances_({split})\d+", rf"({split})|_annotations\.coco", "instances_.*")
+    kind = "person_keypoints" if "keypoint" in stem else "instances"
+    patterns = (rf"{kind}_({split})", rf"{kind}_({split})\d+", rf"({split})|_annotations\.coco", rf"{kind}_.*")
     rank = next((place for place, pattern in enumerate(patterns) if re.fullmatch(pattern, stem)), len(patterns))
-    if not stem.startswith("person_keypoints"):
-        return rank
-    return 10 if re.fullmatch(rf"person_keypoints_({split})\d*", stem) else 11
+    return int((truth == "keypoints") != ("keypoint" in stem)), rank
 
 
 def _sibling(file: Path, split: str) -> tuple[Path, list[str]]:

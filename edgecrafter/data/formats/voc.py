@@ -44,12 +44,17 @@ def signs(root: Path) -> list[str]:
     return found if len(found) >= 2 else []
 
 
-def read(root: Path, split: str, labels: Labels | None = None) -> Annotations:
-    """Read one split; val falls back to test with a note.
+def read(root: Path, split: str, labels: Labels | None = None, truth: str = "") -> Annotations:
+    """Read one split; val falls back to test with a note. The layout has neither masks nor keypoints.
 
     Raises ``FileNotFoundError`` for missing lists, XML files and pictures, ``ValueError``, naming the file and object,
     for whatever is not as the format says.
     """
+    if truth:
+        raise ValueError(
+            f"{root}: Pascal VOC has boxes only, and {truth} are wanted. Layouts that have them: COCO, YOLO "
+            f"({'rows with polygons' if truth == 'masks' else 'kpt_shape in the data.yaml'})."
+        )
     listed, notes = _list(root, split)
     files, pictures = _files(root, listed)
     pages = [_page(file) for file in files]

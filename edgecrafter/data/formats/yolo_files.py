@@ -28,9 +28,16 @@ class Set:
     names: list[str]
     ids: list[int]
     """class indices of the text files, ascending"""
-    extra: int
-    """keypoint numbers at the end of each row"""
+    keypoints: tuple[int, int] | None
+    """number of keypoints, and of numbers for each, at the end of each row; None: there are none"""
+    data: dict[str, Any]
+    """the yaml"""
     notes: list[str]
+
+    @property
+    def extra(self) -> int:
+        """Keypoint numbers at the end of each row."""
+        return self.keypoints[0] * self.keypoints[1] if self.keypoints else 0
 
     def label(self, index: int) -> Path:
         """The text file of a picture."""
@@ -70,7 +77,7 @@ def find(root: Path, split: str) -> Set:
     if not pictures:
         raise ValueError(f"{file}: '{key}' has no pictures in {', '.join(map(str, folders))}")
     notes += _orphans([folder for folder in folders if folder.is_dir()], pictures)
-    return Set(file, _common(pictures), pictures, names, ids, _extra(file, data), notes)
+    return Set(file, _common(pictures), pictures, names, ids, _keypoints(file, data), data, notes)
 
 
 def label_of(picture: Path) -> Path:
@@ -173,12 +180,11 @@ def _plain(path: Path) -> Path:
     return Path(os.path.abspath(path))
 
 
-def _extra(file: Path, data: dict[str, Any]) -> int:
+def _keypoints(file: Path, data: dict[str, Any]) -> tuple[int, int] | None:
     shape = data.get("kpt_shape")
     if shape is None:
-        return 0
-    if not (
-        isinstance(shape, list) and len(shape) == 2 and all(type(number) is int and number > 0 for number in shape)
-    ):
+        return None
+    whole = isinstance(shape, list) and len(shape) == 2 and all(type(number) is int for number in shape)
+    if not whole or shape[0] < 1 or shape[1] not in (2, 3):
         raise ValueError(f"{file}: 'kpt_shape' must be [keypoints, 2 or 3], got {shape!r}")
-    return int(shape[0] * shape[1])
+    return shape[0], shape[1]
