@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +64,8 @@ class Objects:
 
     def take(self, chosen: NDArray[np.bool_]) -> Objects:
         """The chosen objects; ``chosen`` is [N] bool."""
-        columns = {name: column[chosen] for name in COLUMNS if (column := getattr(self, name)) is not None}
+        found: dict[str, Any] = {name: getattr(self, name) for name in COLUMNS}
+        columns = {name: column[chosen] for name, column in found.items() if column is not None}
         shapes = None if self.shapes is None else tuple(compress(self.shapes, chosen.tolist()))
         return replace(self, shapes=shapes, **columns)
 
@@ -74,6 +76,6 @@ def join(parts: Sequence[Objects]) -> Objects:
     if len(parts) == 1:
         return first
     filled = [name for name in COLUMNS if getattr(first, name) is not None]
-    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in filled}
+    columns: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in filled}
     shapes = None if first.shapes is None else tuple(shape for part in parts for shape in part.shapes or ())
     return replace(first, shapes=shapes, **columns)

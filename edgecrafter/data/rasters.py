@@ -123,7 +123,7 @@ def runs(code: bytes, size: tuple[int, int], affine: Affine, window: Rect) -> Pa
 def nearest(start: int, stop: int, scale: float, shift: float, length: int) -> NDArray[np.int64]:
     """Along one axis: the pixel of a picture of ``length`` that each of the pixels start .. stop of the input shows."""
     middle = (np.arange(start, stop) + 0.5 - shift) / scale
-    return np.clip(np.floor(middle), 0, length - 1).astype(np.int64)
+    return np.asarray(np.clip(np.floor(middle), 0, length - 1).astype(np.int64))
 
 
 def _meet(low: NDArray[np.float64], high: NDArray[np.float64], window: Rect) -> tuple[int, int, int, int]:
