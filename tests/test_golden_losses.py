@@ -12,17 +12,18 @@ import torch
 from edgecrafter.geometry import bins
 from edgecrafter.geometry import boxes as geometry
 from edgecrafter.geometry.numbers import inverse_sigmoid
-from edgecrafter.losses import matching
+from edgecrafter.losses import masks, matching
 from edgecrafter.losses.denoising import Draws, build
 from edgecrafter.losses.set_loss import DETECT_COSTS, SetLoss
-from edgecrafter.losses.terms import Truth
+from edgecrafter.losses.truth import Truth, View
 from edgecrafter.models.queries import GroupEmbedding, allowed_pairs
-from edgecrafter.types import LayerOutput, Match, Outputs, QueryGroup, Target
+from edgecrafter.types import LayerOutput, MaskMap, Match, Outputs, QueryGroup, Target
 
 GOLDEN = Path(__file__).parent / "golden"
-CASES = ("det_mixed", "det_several", "det_all_empty")
+CASES = ("det_mixed", "det_several", "det_all_empty", "seg_mixed")
 PARTS = {"": "main", "_0": "aux_0", "_1": "aux_1", "_first": "pre", "_enc": "enc_0", "_dn_first": "dn_pre"}
-TERMS = {"mal": "mal", "l1": "bbox", "giou": "giou", "fgl": "fgl", "ddf": "ddf"}
+TERMS = {"mal": "mal", "l1": "bbox", "giou": "giou", "fgl": "fgl", "ddf": "ddf", "mask_ce": "mask_ce",
+         "mask_dice": "mask_dice"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -44,16 +45,39 @@ def layer(arrays, case, part, leaves):
     if "edges" in got:
         got["edges"] = got["edges"].unflatten(-1, (4, bins.BINS))
         got["base"] = tensor(arrays, f"{case}/{part}/ref_points")
+    if f"{case}/{part}/pred_masks" in arrays.files:
+        dense = leaves[f"{part}/pred_masks"] = tensor(arrays, f"{case}/{part}/pred_masks").clone().requires_grad_()
+        B, _, h, w = dense.shape
+        identity = torch.eye(h * w).view(1, h * w, h, w).expand(B, -1, -1, -1)
+        got["masks"] = MaskMap(dense.flatten(2), identity, torch.zeros(1))
     return LayerOutput(**got)
+
+
+def stored_draws(arrays, case):
+    """The random points of a case, in the order in which they were drawn; checks every shape."""
+    names = iter(sorted(name for name in arrays.files if name.startswith(f"{case}/rand/")))
+
+    def uniform(shape):
+        found = tensor(arrays, next(names))
+        assert tuple(shape) == tuple(found.shape)
+        return found
+
+    return uniform
+
+
+def loss_of(case):
+    return SetLoss(masks.SEGMENT, masks.SEGMENT_COSTS) if case.startswith("seg") else SetLoss()
 
 
 def scene(arrays, case):
     """Outputs, targets and leaves of one stored case."""
     leaves: dict[str, torch.Tensor] = {}
     targets = [
-        Target(tensor(arrays, f"{case}/target_{i}/labels"), tensor(arrays, f"{case}/target_{i}/boxes"))
-        for i in range(2)
+        Target(*(tensor(arrays, f"{case}/target_{i}/{name}") for name in ("labels", "boxes"))) for i in range(2)
     ]
+    for i, target in enumerate(targets):
+        if f"{case}/target_{i}/masks" in arrays.files:
+            target.masks = tensor(arrays, f"{case}/target_{i}/masks") > 0
     noisy = Outputs([layer(arrays, case, f"dn_{i}", leaves) for i in range(3)], layer(arrays, case, "dn_pre", leaves))
     positive = [tensor(arrays, f"{case}/dn_positive_idx_{i}") for i in range(2)]
     image = torch.cat([torch.full_like(p, i) for i, p in enumerate(positive)])
@@ -80,12 +104,12 @@ def part_of(suffix):
 def test_terms_and_gradients(stored, case, record_property):
     arrays, numbers = stored
     outputs, targets, leaves = scene(arrays, case)
-    losses = SetLoss()(outputs, targets)
+    losses = loss_of(case)(outputs, targets, stored_draws(arrays, case))
     wanted = numbers[case]["weighted"]
     worst, seen = 0.0, set()
     for name, value in losses.items():
-        term, _, suffix = name.partition("_")
-        part = part_of("_" + suffix if suffix else "")
+        term = max((term for term in TERMS if name.startswith(term)), key=len)
+        part = part_of(name.removeprefix(term))
         key = f"loss_{TERMS[term]}" + ("" if part == "main" else f"_{part}")
         seen.add(key)
         worst = max(worst, abs(value.item() - wanted[key]) / max(1.0, abs(wanted[key])))
@@ -95,6 +119,7 @@ def test_terms_and_gradients(stored, case, record_property):
     difference = max(
         float((leaf.grad - tensor(arrays, f"{case}/grad/{name}")).abs().max()) if leaf.numel() else 0.0
         for name, leaf in leaves.items()
+        if f"{case}/grad/{name}" in arrays.files
     )
     print(f"\ngolden {case}: terms within {worst:.1e} relative, gradients within {difference:.1e}")
     assert difference < 1e-5
@@ -105,14 +130,18 @@ def test_assignments_and_union(stored, case):
     arrays, _ = stored
     outputs, targets, _ = scene(arrays, case)
     layers = [outputs.layers[-1], *outputs.layers[:-1], outputs.first, outputs.encoder]
-    matches = matching.hungarian(layers, targets, DETECT_COSTS)
+    truth, costs = Truth(targets, stored_draws(arrays, case)), loss_of(case).costs
+    matches = matching.hungarian(layers, truth, costs)
     for part, match in zip(("main", "aux_0", "aux_1", "pre", "enc_0"), matches, strict=True):
         compare(arrays, f"{case}/match/{part}", match)
     compare(arrays, f"{case}/match/union", matching.union(matches))
-    costs = matching.cost(layers[:1], targets, DETECT_COSTS)[0]
+    if f"{case}/match/main_0_cost" not in arrays.files:
+        return
+    truth = Truth(targets)
+    found = matching.total(layers[:1], truth, costs)[0] if sum(truth.counts) else torch.zeros(2, 20, 0)
     for i, target in enumerate(targets):
         stored_cost = tensor(arrays, f"{case}/match/main_{i}_cost")
-        torch.testing.assert_close(costs[i, :, : len(target.labels)], stored_cost, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found[i, :, : len(target.labels)], stored_cost, rtol=1e-5, atol=1e-5)
 
 
 def compare(arrays, key, match):
@@ -167,8 +196,37 @@ def test_targets_of_the_edges(stored):
     outputs, targets, _ = scene(arrays, "det_several")
     truth = Truth(targets)
     own = [outputs.layers[-1], *outputs.layers[:-1], outputs.first, outputs.encoder]
-    pairs = matching.union(matching.hungarian(own, targets, DETECT_COSTS))
+    pairs = matching.union(matching.hungarian(own, truth, DETECT_COSTS))
     last = outputs.layers[-1]
     values = torch.tensor(bins.weighting())
     index, _ = bins.encode(last.base[pairs.image, pairs.query], truth.boxes_xyxy[truth.index(pairs)], values)
     assert index.flatten().tolist() == arrays["det_several/fgl_targets/bin"].astype(int).tolist()
+
+
+def test_mask_terms_at_given_points(stored):
+    arrays, numbers = stored
+    logits, true, points = (tensor(arrays, f"points/{name}") for name in ("mask_logits", "target_masks", "coords"))
+    found, labels = masks.bilinear(logits, points), masks.nearest(true > 0, points)
+    torch.testing.assert_close(found, tensor(arrays, "points/sampled_logits"), rtol=0, atol=1e-5)
+    assert torch.equal(labels, tensor(arrays, "points/sampled_labels"))
+    whole = tensor(arrays, "points/pairwise_ce") + tensor(arrays, "points/pairwise_dice")
+    torch.testing.assert_close(masks.compared(found[None], labels[None])[0], whole, rtol=1e-5, atol=1e-5)
+    truth = Truth([Target(torch.zeros(5, dtype=torch.int64), torch.zeros(5, 4), masks=true > 0)])
+    pairs = Match(torch.zeros(5, dtype=torch.int64), torch.arange(5), torch.arange(5))
+    view = View("", "final", LayerOutput(logits), pairs, pairs, torch.tensor(5.0), torch.tensor(5.0))
+    view.sampled = (found, labels)
+    for term, name in ((masks.mask_ce, "loss_mask_ce"), (masks.mask_dice, "loss_mask_dice")):
+        assert term(view, truth, pairs, view.own_count).item() == pytest.approx(numbers["points"][name], rel=2e-5)
+
+
+def test_uncertain_points(stored):
+    arrays, _ = stored
+    given = iter([tensor(arrays, "points/uncertain_candidates"), tensor(arrays, "points/uncertain_random")])
+    logits = tensor(arrays, "points/mask_logits")
+    empty = Target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+
+    found = masks.uncertain(logits, Truth([empty], lambda _shape: next(given)), count=64)
+    wanted = tensor(arrays, "points/uncertain_selected")
+    assert torch.equal(found[:, 48:], wanted[:, 48:])
+    for here, there in zip(found[:, :48], wanted[:, :48], strict=True):  # the order of equals means nothing
+        assert sorted(here.tolist()) == sorted(there.tolist())

@@ -90,20 +90,20 @@ def sampled(view: View, truth: Truth, pairs: Match) -> tuple[Tensor, Tensor]:
         masks = view.layer.masks
         assert masks is not None, "mask terms need masks"
         logits = masks.of(pairs.image, pairs.query)
-        points = uncertain(logits.detach(), truth)
+        h, w = logits.shape[1:]
+        points = uncertain(logits.detach(), truth, count=max(h, h * w // CELLS_PER_POINT))
         view.sampled = (bilinear(logits, points), nearest(truth.masks[truth.index(pairs)], points))
     return view.sampled
 
 
-def uncertain(logits: Tensor, truth: Truth) -> Tensor:
-    """Points where the masks [P, h, w] should be looked at, [P, S, 2]: mostly uncertain ones (PointRend)."""
-    P, h, w = logits.shape
-    count = max(h, h * w // CELLS_PER_POINT)
-    candidates = truth.uniform((P, CANDIDATES * count, 2))
+def uncertain(logits: Tensor, truth: Truth, count: int) -> Tensor:
+    """``count`` points where each mask [P, h, w] should be looked at, [P, count, 2]: mostly uncertain ones (PointRend,
+    Kirillov et al. 2020)."""
+    candidates = truth.uniform((len(logits), CANDIDATES * count, 2))
     certainty = bilinear(logits, candidates).abs()
     chosen = certainty.topk(int(UNCERTAIN * count), dim=1, largest=False).indices
     least = candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
-    return torch.cat([least, truth.uniform((P, count - chosen.shape[1], 2))], dim=1)
+    return torch.cat([least, truth.uniform((len(logits), count - chosen.shape[1], 2))], dim=1)
 
 
 def bilinear(logits: Tensor, points: Tensor) -> Tensor:
