@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from edgecrafter.draw import colour, draw, ink
-from edgecrafter.types import Detections
+from edgecrafter.draw import DARK, SIDES, colour, draw, ink
+from edgecrafter.geometry import runs
+from edgecrafter.types import Detections, Skeleton
 
 NAMES = tuple(f"class {label}" for label in range(90))
 GRAY = (128, 128, 128)
@@ -139,3 +141,134 @@ def test_letters_are_readable_on_every_colour() -> None:
     for label in range(300):
         light, dark = sorted((luminance(colour(label)), luminance(ink(colour(label)))), reverse=True)
         assert (light + 0.05) / (dark + 0.05) > 4.4  # WCAG 2 asks for 4.5
+
+
+BIG, SMALL = (20, 30, 120, 130), (60, 60, 100, 90)
+FIGURE = Skeleton(("nose", "left_hand", "right_hand", "tail"), edges=((0, 1), (0, 2), (0, 3)), flip_pairs=((1, 2),))
+POSE = [[100.0, 40, 1], [60, 70, 1], [140, 70, 1], [100, 110, 1]]
+
+
+def masked(*boxes: tuple[int, int, int, int], labels: list[int] | None = None) -> Detections:
+    """Objects whose masks fill their boxes."""
+    pixels = np.zeros((len(boxes), 150, 200), dtype=bool)
+    for mask, (x0, y0, x1, y1) in zip(pixels, boxes, strict=True):
+        mask[y0:y1, x0:x1] = True
+    found = detections(*boxes, labels=labels, scores=[0.9 - 0.1 * i for i in range(len(boxes))])
+    return replace(found, masks=runs.from_array(pixels))
+
+
+def posed(*poses: list[list[float]]) -> Detections:
+    points = torch.tensor(poses)
+    boxes = torch.cat([points[..., :2].amin(1), points[..., :2].amax(1)], 1)
+    found = detections(*(tuple(box) for box in boxes.tolist()), scores=[0.9 - 0.1 * i for i in range(len(poses))])
+    return replace(found, keypoints=points, boxes_from="keypoints")
+
+
+def near(pixel: object, paint: tuple[int, int, int]) -> bool:
+    return math.dist(pixel, paint) < 40  # type: ignore[arg-type]
+
+
+def test_a_mask_is_translucent_with_a_darker_line_around_and_nothing_else_changes() -> None:
+    picture = canvas()
+    picture.paste((160, 160, 160), (70, 0, 200, 150))
+    drawn = draw(picture, masked(BIG), NAMES)
+    before, after = np.asarray(picture).astype(int), np.asarray(drawn).astype(int)
+    inside = np.zeros((150, 200), bool)
+    inside[30:130, 20:120] = True
+    assert (after[inside] != before[inside]).any(-1).all()
+    assert np.array_equal(after[~inside][:, :][30 * 200 :], before[~inside][30 * 200 :]), "only the name, above"
+    dark, light, line = after[80, 50], after[80, 90], after[80, 20]
+    assert 10 < (light - dark).mean() < 32, "the picture shows through"
+    share = (dark - GRAY) / (np.array(colour(0)) - GRAY)
+    assert share == pytest.approx([0.45] * 3, abs=0.02)
+    assert line.sum() < dark.sum() and line.sum() < sum(colour(0))
+
+
+def test_masks_of_one_class_are_told_apart_and_of_another_too() -> None:
+    apart = [(10, 40, 60, 120), (70, 40, 120, 120), (130, 40, 190, 120)]
+    drawn = draw(canvas(), masked(*apart, labels=[0, 0, 1]), NAMES)
+    paints = [drawn.getpixel(((x0 + x1) // 2, 80)) for x0, _, x1, _ in apart]
+    assert min(math.dist(paints[a], paints[b]) for a, b in ((0, 1), (0, 2), (1, 2))) > 25
+    assert colour(0) == colour(0, 0) != colour(0, 1)
+
+
+def test_a_small_mask_is_seen_on_a_large_one_whatever_the_scores() -> None:
+    boxes = [BIG, SMALL]
+    paints = []
+    for order in ([0, 1], [1, 0]):
+        drawn = draw(canvas(), masked(*(boxes[i] for i in order), labels=order), ("", " "))
+        assert not near(drawn.getpixel((80, 75)), drawn.getpixel((40, 110)))
+        paints.append((drawn.getpixel((80, 75)), drawn.getpixel((40, 110))))
+    assert paints[0] == paints[1]
+
+
+def test_an_object_with_an_empty_mask_shows_its_box() -> None:
+    found = masked(BIG, SMALL)
+    pixels = found.masks.array()  # type: ignore[union-attr]
+    pixels[1] = False
+    drawn = draw(canvas(), replace(found, masks=runs.from_array(pixels)), NAMES)
+    assert drawn.getpixel((60, 75)) == colour(0, 1) and drawn.getpixel((80, 75)) == drawn.getpixel((40, 110))
+
+
+def test_masks_of_another_picture_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"masks of \(150, 200\).*on a picture of \(200, 150\)"):
+        draw(canvas(150, 200), masked(BIG), NAMES)
+
+
+def test_a_skeleton_has_a_colour_for_each_side() -> None:
+    pose = posed([[x * 4, y * 4, sure] for x, y, sure in POSE])
+    drawn = draw(canvas(800, 600), pose, NAMES, FIGURE)
+    assert near(drawn.getpixel((240, 280)), SIDES[0]) and near(drawn.getpixel((560, 280)), SIDES[1])
+    assert near(drawn.getpixel((320, 220)), SIDES[0]) and near(drawn.getpixel((480, 220)), SIDES[1]), "lines"
+    assert near(drawn.getpixel((400, 440)), colour(0)) and near(drawn.getpixel((400, 300)), colour(0)), "the middle"
+    assert drawn.getpixel((280, 360)) == GRAY
+    turned = Skeleton(FIGURE.names, FIGURE.edges, flip_pairs=((2, 1),))
+    assert draw(canvas(800, 600), pose, NAMES, turned).tobytes() == drawn.tobytes(), "names say which side is left"
+
+
+def test_without_a_skeleton_there_are_only_points() -> None:
+    drawn = draw(canvas(), posed(POSE), NAMES)
+    assert near(drawn.getpixel((60, 70)), colour(0)) and drawn.getpixel((80, 55)) == GRAY
+
+
+@pytest.mark.parametrize("x, y, sure", [(60.0, 70.0, 0.0), (-20, 70, 1), (60, 400, 1), (math.nan, 70, 1), (1e30, 0, 1)])
+def test_what_is_not_known_or_not_in_the_picture_is_not_drawn(x: float, y: float, sure: float) -> None:
+    whole = posed(POSE)
+    points = whole.keypoints.clone()  # type: ignore[union-attr]
+    points[0, 1] = torch.tensor([x, y, sure])
+    drawn = np.asarray(draw(canvas(), replace(whole, keypoints=points), NAMES, replace(FIGURE, edges=())))
+    points[0, 1] = 0
+    without = np.asarray(draw(canvas(), replace(whole, keypoints=points), NAMES, replace(FIGURE, edges=())))
+    assert np.array_equal(drawn, without)
+    assert not (np.abs(without[62:78, 52:68].astype(int) - SIDES[0]).sum(-1) < 30).any()
+
+
+def test_a_covered_point_is_hollow() -> None:
+    large = [[x * 4, y * 4, sure] for x, y, sure in POSE]
+    hollow = [large[0], [*large[1][:2], 0.5], *large[2:]]
+    full, ring = (draw(canvas(800, 600), posed(each), NAMES, FIGURE) for each in (large, hollow))
+    assert near(full.getpixel((240, 280)), SIDES[0]) and near(ring.getpixel((240, 280)), DARK)
+    assert full.getpixel((560, 280)) == ring.getpixel((560, 280))
+
+
+def test_points_grow_with_the_object() -> None:
+    def point(scale: float) -> int:
+        pose = [[(x - 60) * scale + 100, (y - 70) * scale + 300, sure] for x, y, sure in POSE]
+        drawn = np.asarray(draw(canvas(800, 800), posed(pose), NAMES, replace(FIGURE, edges=())))
+        return int((np.abs(drawn.astype(int) - SIDES[0]).sum(-1) < 60).sum())
+
+    assert 0 < point(0.3) < point(5)
+
+
+@pytest.mark.parametrize("width, height", [(1, 1), (3, 200), (100, 100), (2500, 1800)])
+def test_masks_and_skeletons_on_any_size_of_picture(width: int, height: int) -> None:
+    pixels = np.zeros((1, height, width), dtype=bool)
+    pixels[:, : -(-height // 2)] = True
+    found = detections((0, 0, width, height))
+    for extra in (
+        {"masks": runs.from_array(pixels)},
+        {"keypoints": torch.tensor([[[width / 2, height / 2, 1.0], [width, height, 1]]])},
+    ):
+        drawn = draw(canvas(width, height), replace(found, **extra), NAMES)  # type: ignore[arg-type]
+        assert drawn.size == (width, height) and drawn.tobytes() != canvas(width, height).tobytes()
+    assert draw(canvas(), replace(masked(BIG), keypoints=None).above(1), NAMES).tobytes() == canvas().tobytes()
