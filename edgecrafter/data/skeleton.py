@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecrafter.geometry.keypoints import default_sigmas
 from edgecrafter.types import Skeleton
 
 Pairs = tuple[tuple[int, int], ...]
@@ -150,7 +151,9 @@ def _by_position(own: Skeleton, known: Skeleton) -> bool:
 
 
 def _differences(own: Skeleton, known: Skeleton) -> list[str]:
-    """A note on tolerances that are not those of the training data."""
+    """A note on tolerances that are not those of the training data, where the file states its own."""
+    if own.sigmas == default_sigmas(len(own)):
+        return []
     tolerance = dict(zip(own.names, own.sigmas, strict=True))
     same = all(tolerance.get(name, sigma) == sigma for name, sigma in zip(known.names, known.sigmas, strict=True))
     return [] if same else ["keypoint sigmas differ from those of the training data, which are used"]
