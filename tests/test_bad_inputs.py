@@ -93,6 +93,22 @@ COCO_READ = {
     "keypoints_outside": (36, "keypoint outside of their picture, taken as not labelled: 1 .*annotation id 1"),
 }
 
+COCO_MASKS = {  # objects that are left where masks are wanted
+    "ok": (36, ""),
+    "missing_area_iscrowd": (36, ""),
+    "annotations_empty": (0, ""),
+    "polygon_two_points": (35, "no polygon that can be drawn, skipped: 1 .*annotation id 1"),
+    "polygon_odd_length": (35, "no polygon that can be drawn, skipped: 1 .*annotation id 1"),
+    "polygon_empty": (35, "objects without a mask, skipped: 1 .*annotation id 1"),
+    "polygon_outside": (36, "polygons that leave their picture, clipped: 1 .*annotation id 1"),
+}
+
+COCO_KEYPOINTS = {  # labelled keypoints that are left where keypoints are wanted
+    "keypoints_ok": (2, ""),
+    "keypoints_count_mismatch": (2, "num_keypoints is not the count .*annotation id 1"),
+    "keypoints_outside": (1, "keypoint outside of their picture, taken as not labelled: 1 .*annotation id 1"),
+}
+
 YOLO_ERRORS = {
     "class_out_of_range": r"class_out_of_range\.txt:1: class 9 is not one of the 2 classes",
     "coords_over_one": r"coords_over_one\.txt:1: 160 is above 1",
@@ -222,6 +238,27 @@ def test_read_coco(bad: Path, name: str) -> None:
     expect(data, *COCO_READ[name])
     assert np.isfinite(data.boxes).all() and (data.boxes[:, 2:] > data.boxes[:, :2]).all()
     assert len({row["id"] for row in to_coco(data)["annotations"]}) == COCO_READ[name][0]
+
+
+@pytest.mark.parametrize("name", COCO_MASKS)
+def test_masks_of_coco(bad: Path, name: str) -> None:
+    data = formats.load(bad / "coco" / f"{name}.json", truth="masks")
+    expect(data, *COCO_MASKS[name])
+    assert data.masks is not None and len(data.masks) == len(data.ids)
+
+
+@pytest.mark.parametrize("name", COCO_KEYPOINTS)
+def test_keypoints_of_coco(bad: Path, name: str) -> None:
+    labelled, note = COCO_KEYPOINTS[name]
+    data = formats.load(bad / "coco" / f"{name}.json", truth="keypoints")
+    expect(data, 36, note)
+    assert data.keypoints is not None and (data.keypoints[data.ids == 1, :, 2] > 0).sum() == labelled
+
+
+@pytest.mark.parametrize("name", [name for name in COCO_ERRORS if name.startswith("keypoints")])
+def test_refused_keypoints(bad: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=COCO_ERRORS[name]):
+        formats.load(bad / "coco" / f"{name}.json", truth="keypoints")
 
 
 def test_rotated_picture_keeps_its_boxes(bad: Path) -> None:
