@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ def detect(
     top_k: int = TOP_K,
     precision: str = "fp32",
     classes: Tensor | None = None,
+    conf: float = 0.0,
 ) -> list[Detections]:
     """Run a network that is in evaluation mode; its answers are decoded in float32 whatever the precision.
 
@@ -36,9 +38,10 @@ def detect(
         top_k: most detections per image.
         precision: ``fp32``, ``bf16`` or ``fp16`` for the network.
         classes: int64 labels to look for; None: all.
+        conf: least score of what is kept; pixels of masks are computed for nothing else.
 
     Returns:
-        B ``Detections`` on the CPU, best first, boxes in pixels of the originals, not clipped.
+        B ``Detections`` on the CPU, best first, boxes and keypoints in pixels of the originals, not clipped.
 
     Raises:
         ValueError: an unknown precision, or an answer that is not finite.
@@ -48,10 +51,9 @@ def detect(
     device = next(network.parameters()).device
     with torch.inference_mode(), torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
         layer = network(spec.normalise(images.to(device, non_blocking=True))).layers[-1]
-        if classes is not None:
-            layer = replace(layer, logits=layer.logits[..., classes.to(device)])
-        found = decode(layer, sizes, top_k)
-    return [_on_cpu(each, classes) for each in found]
+    with torch.inference_mode():  # without autocast, which would round the products that masks are made of
+        found = decode(layer, sizes, top_k, conf, classes)
+    return _on_cpu(found)
 
 
 def choose_device(device: str | int | torch.device | None = None) -> torch.device:
@@ -75,8 +77,16 @@ def choose_device(device: str | int | torch.device | None = None) -> torch.devic
     return chosen
 
 
-def _on_cpu(found: Detections, classes: Tensor | None) -> Detections:
-    scores, labels, boxes = found.scores.cpu(), found.labels.cpu(), found.boxes.cpu()
-    if not (scores.isfinite().all() and boxes.isfinite().all()):
-        raise ValueError("the network's answer is not finite. In fp16 try bf16 or fp32; else the weights are unusable")
-    return replace(found, scores=scores, labels=labels if classes is None else classes[labels], boxes=boxes)
+def _on_cpu(found: list[Detections]) -> list[Detections]:
+    """The same on the CPU; every field travels once for all images."""
+    counts = [len(each) for each in found]
+    columns: dict[str, Any] = {}
+    for name in ("scores", "labels", "boxes", "keypoints"):
+        if found and getattr(found[0], name) is not None:
+            column = torch.cat([getattr(each, name) for each in found]).cpu()
+            if not column.isfinite().all():
+                raise ValueError(
+                    "the network's answer is not finite. In fp16 try bf16 or fp32; else the weights are unusable"
+                )
+            columns[name] = torch.split(column, counts)
+    return [replace(each, **{name: parts[i] for name, parts in columns.items()}) for i, each in enumerate(found)]

@@ -1,17 +1,27 @@
-"""Scores, classes and boxes come out of the decoder's answers as in the released post-processor."""
+"""Scores, classes, boxes, masks and keypoints come out of the decoder's answers as in the released post-processor."""
 
 from __future__ import annotations
 
+import json
+import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
-from edgecrafter.postprocess import decode
-from edgecrafter.types import LayerOutput
+from edgecrafter import hub
+from edgecrafter.postprocess import MASKS, decode
+from edgecrafter.types import LayerOutput, MaskMap
 
 GOLDEN = Path(__file__).parent / "golden"
+sys.path.insert(0, str(GOLDEN))
+from checkpoint import released_state  # noqa: E402
+from fill import network_input  # noqa: E402
 
 
 @pytest.mark.parametrize("model", ["ecdet_s", "ecdet_l"])
@@ -30,6 +40,38 @@ def test_golden_same_detections_as_released(model: str) -> None:
     moved = int((found.labels.numpy() != stored["post_class_index"]).sum())
     print(f"{model}: largest difference of scores {scores:.1e}, boxes {boxes:.1e} pixels, {moved} in another place")
     assert scores < 1e-6 and boxes < 1e-3 and moved <= 6
+
+
+def test_golden_same_masks_as_released(tmp_path: Path) -> None:
+    """The stored detections show other queries than the stored logits, so the network answers once more."""
+    torch.save({"model": released_state("ecseg_s", GOLDEN)}, tmp_path / "released.pth")
+    network = hub.load(tmp_path / "released.pth")[0]
+    seed = json.loads((GOLDEN / "ecseg_s.keys.json").read_text())["image_seed"]
+    with torch.inference_mode():
+        answer = network(torch.from_numpy(network_input(seed, 640, 640, True))).layers[-1]
+    stored = np.load(GOLDEN / "ecseg_s.npz")
+    logits, boxes = torch.from_numpy(stored["pred_logits"]), torch.from_numpy(stored["pred_boxes"])
+    assert torch.allclose(answer.logits, logits, atol=2e-3), "the queries are in another order"
+    (found,) = decode(replace(answer, logits=logits, boxes=boxes), [(375, 500)])
+    assert np.abs(found.scores.numpy() - stored["post_scores"]).max() < 1e-6
+    assert found.masks is not None and len(found.masks) == 300
+    packed = stored["post_masks_first4_packed"]
+    released = np.unpackbits(packed, axis=1, count=375 * 500).reshape(4, 375, 500).astype(bool)
+    differ = (found.masks[:4].array() != released).sum(axis=(1, 2))
+    print(f"ecseg_s: {differ.tolist()} of {375 * 500} pixels differ, areas {released.sum(axis=(1, 2)).tolist()}")
+    assert differ.max() < 40
+
+
+def test_golden_same_poses_as_released() -> None:
+    stored = np.load(GOLDEN / "ecpose_s.npz")
+    points = torch.from_numpy(stored["pred_keypoints"]).unflatten(-1, (17, 2))
+    (found,) = decode(LayerOutput(torch.from_numpy(stored["pred_logits"]), keypoints=points), [(375, 500)], top_k=60)
+    assert found.keypoints is not None and found.boxes_from == "keypoints"
+    moved = int((found.labels.numpy() != stored["post_labels"]).sum())
+    keypoints = np.abs(found.keypoints.flatten(1).numpy() - stored["post_keypoints"]).max()
+    scores = np.abs(found.scores.numpy() - stored["post_scores"]).max()
+    print(f"ecpose_s: largest difference of scores {scores:.1e}, keypoints {keypoints:.1e} pixels, {moved} moved")
+    assert scores < 1e-6 and keypoints < 1e-3 and not moved
 
 
 def layer(seed: int = 0, images: int = 2, queries: int = 7, classes: int = 3) -> LayerOutput:
@@ -83,3 +125,118 @@ def test_half_precision_answers_are_decoded_in_float32() -> None:
 def test_one_size_per_image() -> None:
     with pytest.raises(ValueError, match="1 picture sizes for a batch of 2"):
         decode(layer(), [(10, 20)])
+
+
+def test_a_threshold_keeps_the_best_and_nothing_else() -> None:
+    both = layer()
+    sizes = [(10, 20), (30, 40)]
+    for few, every in zip(decode(both, sizes, conf=0.5), decode(both, sizes), strict=True):
+        assert 0 < len(few) < len(every) and torch.equal(few.boxes, every.above(0.5).boxes)
+    assert [len(each) for each in decode(both, sizes, top_k=2, conf=0.5)] == [
+        2,
+        2,
+    ]  # first the best, then the threshold
+    assert [len(each) for each in decode(both, sizes, conf=1.1)] == [0, 0]
+
+
+def test_what_is_not_a_number_is_not_lost_below_a_threshold() -> None:
+    broken = layer(images=1)
+    broken.logits[0, 3, 1] = float("nan")
+    (found,) = decode(broken, [(10, 20)], conf=0.9)
+    assert found.scores.isnan().sum() == 1
+
+
+def test_only_the_classes_asked_for_compete() -> None:
+    logits = torch.tensor([[[5.0, 1.0, 2.0], [6.0, 3.0, -1.0]]])
+    some = LayerOutput(logits, torch.rand(1, 2, 4))
+    (found,) = decode(some, [(10, 10)], top_k=3, classes=torch.tensor([2, 1]))
+    assert found.labels.tolist() == [1, 2, 1]
+    assert found.scores.tolist() == pytest.approx(torch.tensor([3.0, 2.0, 1.0]).sigmoid().tolist())
+
+
+def test_keypoints_are_scaled_and_give_the_box() -> None:
+    points = torch.tensor([[[[0.5, 0.25], [0.75, -0.1]], [[0.1, 0.2], [0.3, 0.4]]]])
+    (found,) = decode(LayerOutput(torch.tensor([[[0.0], [1.0]]]), keypoints=points), [(100, 200)])
+    assert found.keypoints is not None and found.masks is None
+    assert found.keypoints[1].tolist() == [pytest.approx([100, 25, 1]), pytest.approx([150, -10, 1])]
+    assert found.boxes.tolist() == [pytest.approx([20, 20, 60, 40]), pytest.approx([100, -10, 150, 25])]
+    boxed = LayerOutput(torch.zeros(1, 2, 1), torch.rand(1, 2, 4), keypoints=points)
+    assert decode(boxed, [(100, 200)])[0].boxes_from == "query"
+
+
+class Counted(MaskMap):
+    """Mask factors that note which masks are computed."""
+
+    asked: ClassVar[list[int]] = []
+    most: ClassVar[int] = 0
+
+    def of(self, image: Tensor, query: Tensor) -> Tensor:
+        Counted.asked += query.tolist()
+        Counted.most = max(Counted.most, len(query))
+        return super().of(image, query)
+
+    def float(self) -> MaskMap:
+        return self
+
+
+def masked(images: int, queries: int, classes: int) -> LayerOutput:
+    """Answers with smooth masks of 12 x 16 cells."""
+    generator = torch.Generator().manual_seed(1)
+    pixels = F.interpolate(torch.randn(images, 8, 3, 4, generator=generator), (12, 16), mode="bicubic")
+    masks = MaskMap(torch.randn(images, queries, 8, generator=generator), pixels, torch.full((1,), 0.3))
+    return replace(layer(2, images, queries, classes), masks=masks)
+
+
+def test_masks_are_those_of_the_chosen_queries_at_the_size_of_each_picture() -> None:
+    answer, sizes = masked(2, 7, 3), [(50, 70), (9, 31)]
+    assert answer.masks is not None
+    dense = answer.masks.dense()
+    for i, found in enumerate(decode(answer, sizes, top_k=12)):
+        query = answer.logits[i].flatten().topk(12).indices // 3
+        pixels = F.interpolate(dense[i, query][:, None], sizes[i], mode="bilinear")[:, 0]
+        assert found.masks is not None and found.masks.size == sizes[i] and len(found.masks) == 12
+        wrong = (pixels > 0).numpy() != found.masks.array()
+        assert not wrong[pixels.abs().numpy() > 1e-4].any()
+        assert 0.1 < found.masks.array().mean() < 0.9
+    alone = decode(LayerOutput(answer.logits[1:], answer.boxes[1:], masks=row(answer.masks, 1)), sizes[1:])[0]  # type: ignore[index]
+    both = decode(answer, sizes)[1]
+    assert alone.masks is not None and both.masks is not None
+    assert (alone.masks.array() == both.masks.array()).all()
+
+
+def row(masks: MaskMap, image: int) -> MaskMap:
+    return MaskMap(masks.queries[image : image + 1], masks.pixels[image : image + 1], masks.bias)
+
+
+def test_only_masks_of_what_is_kept_are_computed_and_each_once() -> None:
+    answer = masked(1, 100, 3)
+    assert answer.masks is not None
+    counted = Counted(answer.masks.queries, answer.masks.pixels, answer.masks.bias)
+    Counted.asked = []
+    answer = replace(answer, masks=counted)
+    (found,) = decode(answer, [(20, 30)], top_k=300, conf=0.8)
+    queries = (answer.logits[0].sigmoid() >= 0.8).nonzero()[:, 0].tolist()
+    assert len(found) == len(queries) > len(set(queries)), "no query answers twice"
+    assert sorted(Counted.asked) == sorted(set(queries))
+    Counted.asked = []
+    decode(answer, [(20, 30)], conf=1.1)
+    assert not Counted.asked
+    decode(answer, [(20, 30)])
+    assert len(Counted.asked) == 100 and Counted.most == MASKS
+
+
+def test_half_precision_masks_are_multiplied_in_float32() -> None:
+    answer = masked(1, 7, 3)
+    assert answer.masks is not None
+    half = MaskMap(answer.masks.queries.half(), answer.masks.pixels.half(), answer.masks.bias.half())
+    (found,), (same,) = (decode(replace(answer, masks=each), [(50, 70)]) for each in (half, half.float()))
+    assert found.masks is not None and same.masks is not None
+    assert (found.masks.array() == same.masks.array()).all()
+
+
+def test_masks_that_are_not_finite_are_an_error() -> None:
+    answer = masked(1, 7, 3)
+    assert answer.masks is not None
+    answer.masks.pixels[0, 0, 5, 5] = float("inf")
+    with pytest.raises(ValueError, match="logits of a mask are not finite"):
+        decode(answer, [(10, 20)])

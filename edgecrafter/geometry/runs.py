@@ -94,7 +94,7 @@ def from_logits(logits: Tensor, size: tuple[int, int], chunk: int = CHUNK) -> Ru
     if not len(logits):
         return Runs(size, ())
     step = max(1, chunk // (logits.shape[1] * size[1]))
-    parts = (logits[start : start + step].float() for start in range(0, len(logits), step))
+    parts = (logits[start : start + step].detach().float() for start in range(0, len(logits), step))
     return Runs(size, tuple(each for part in parts for each in _cut(part, size)))
 
 
