@@ -115,11 +115,13 @@ def ink(paint: Colour) -> Colour:
 
 def _seen(detections: Detections, size: tuple[int, int]) -> list[_Seen]:
     """What lies in a picture of ``size`` (width, height), most certain first."""
-    boxes = box_ops.clip(detections.boxes.float().cpu(), size[::-1]).tolist()
-    rows = zip(boxes, detections.labels.tolist(), detections.scores.tolist(), strict=True)
-    inside = [  # no nan either
-        (-score, row, box, label) for row, (box, label, score) in enumerate(rows) if box[2] > box[0] and box[3] > box[1]
-    ]
+    boxes = box_ops.clip(detections.boxes.float().cpu(), size[::-1])
+    there = (boxes[:, 2:] > boxes[:, :2]).all(1)  # no nan either
+    if detections.boxes_from == "keypoints":  # points in a line, or a single one, are something to see
+        x0, y0, x1, y1 = detections.boxes.float().cpu().unbind(1)
+        there = (x1 > 0) & (y1 > 0) & (x0 < size[0]) & (y0 < size[1])
+    rows = zip(boxes.tolist(), detections.labels.tolist(), detections.scores.tolist(), there.tolist(), strict=True)
+    inside = [(-score, row, box, label) for row, (box, label, score, seen) in enumerate(rows) if seen]
     shaded = detections.masks is not None or detections.keypoints is not None
     counts: Counter[int] = Counter()
     found = []

@@ -21,6 +21,7 @@ from edgecrafter.models.fuse import fuse
 from edgecrafter.predict import Predictor, Source
 from edgecrafter.results import Result
 from edgecrafter.summary import Summary, summarise
+from edgecrafter.tasks import TASKS
 from edgecrafter.train.config import TrainConfig, input_size
 
 if TYPE_CHECKING:
@@ -65,6 +66,9 @@ class Model:
     ) -> list[Result]:
         """Find objects; one result per picture, boxes in pixels of the original picture.
 
+        Segmentation fills ``result.masks`` (run lengths; ``.array()`` makes pixels [N, h, w]), pose fills
+        ``result.keypoints`` [N, K, 3] (x, y in pixels, and 1).
+
         Args:
             source: path, folder, glob pattern, PIL picture, uint8 RGB array [H, W, 3], or a list of these.
             conf: least score in 0..1.
@@ -97,10 +101,12 @@ class Model:
     ) -> Scores:
         """Score the model on a data set with COCO's numbers. ``split`` is train, val or test.
 
-        Pictures that cannot be read are left out with a warning. Raises ValueError and FileNotFoundError for data that
-        cannot be used, as training does.
+        ``overall["AP"]`` is that of boxes, of masks for segmentation (boxes are there as ``box_AP``), or of keypoints
+        for pose; the data need the masks or keypoints. Pictures that cannot be read are left out with a warning. Raises
+        ValueError and FileNotFoundError for data that cannot be used, as training does.
         """
-        annotations = check.usable(formats.load(Path(data), split, self.info.labels))
+        truth = TASKS[self.info.task].truth
+        annotations = check.usable(formats.load(Path(data), split, self.info.labels, truth=truth))
         for note in annotations.notes:
             warnings.warn(note, stacklevel=2)
         return evaluate(
@@ -131,20 +137,29 @@ class Model:
         return hub.save(self.network, self.info, path)
 
 
-def load(model: str | Path | Model, device: str = "") -> Model:
+def load(model: str | Path | Model, device: str = "", **options: Any) -> Model:
     """Load a model for use.
 
     Args:
         model: a name such as ``"ecdet-s"`` (downloaded once), a file of this package, a released checkpoint, or the
             folder of a training run.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``; empty: a GPU if there is one.
+        options: fields of the size's row (``models.sizes.Size``) to be replaced, as far as the weights fit all the
+            same: ``mask_blocks=0`` applies all blocks of the mask head, where released weights apply one.
 
     Raises:
-        ValueError, FileNotFoundError: an unknown name, a missing file or one that is not a model.
+        ValueError, FileNotFoundError: an unknown name, a missing file or one that is not a model, or an option that
+            does not fit it.
     """
     if isinstance(model, Model):
+        if options:
+            raise ValueError(
+                f"{', '.join(options)}: such options go with a name or a file, this model is loaded already"
+            )
         return model.to(device) if device else model
-    network, info = hub.load(model, choose_device(device))
+    network, info = hub.load(model, choose_device(device), **options)
+    if "mask_blocks" in options and TASKS[info.task].truth != "masks":
+        raise ValueError(f"mask_blocks={options['mask_blocks']}: {info.name} finds no masks; leave it out")
     return Model(network, info)
 
 
@@ -159,9 +174,10 @@ def val(model: str | Path | Model, data: str | Path, device: str = "", **options
 
 
 def train(**options: Any) -> Trained:
-    """Train a detector; the options are the fields of ``TrainConfig``, the same as on the command line.
+    """Train a model; the options are the fields of ``TrainConfig``, the same as on the command line.
 
-    ``train(model="ecdet-s", data="dataset", epochs=74)``. Raises ValueError for an unknown option or a wrong value.
+    ``train(model="ecdet-s", data="dataset", epochs=74)``; ``ecinsseg-s`` learns masks, ``ecpose-s`` keypoints. Raises
+    ValueError for an unknown option or a wrong value.
     """
     from edgecrafter.train import run
 
@@ -178,8 +194,8 @@ def info(model: str | Path | Model, imgsz: Side = None) -> Summary:
     """Parameters and FLOPs of a model. A registry name needs no weights: the network is built from its size."""
     if isinstance(model, Model):
         return model.summary(imgsz)
-    if str(model).lower() in hub.names():
-        network, found = hub.create(str(model), hub.COCO)
+    if hub.proper(str(model)) in hub.names():
+        network, found = hub.create(str(model))
         row = registry.find(found.name)
         licence = row.licence if row else "none published, the size is ours"
         return Model(network, replace(found, licence=licence)).summary(imgsz)

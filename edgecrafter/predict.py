@@ -1,11 +1,11 @@
-"""Use a detector on pictures: files, folders, arrays."""
+"""Use a model on pictures: files, folders, arrays."""
 
 from __future__ import annotations
 
 import glob
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ Source = str | Path | Image.Image | NDArray[np.uint8] | Sequence["Source"]
 
 
 class Predictor:
-    """A detector that is ready to use; the same pixels reach the network as in evaluation.
+    """A model that is ready to use; the same pixels reach the network as in evaluation.
 
     Args:
         network: is moved to ``device`` and put in evaluation mode.
@@ -74,8 +74,9 @@ class Predictor:
         """The results one after the other, for folders that are too large to hold all at once.
 
         Boxes are in pixels of the original picture held upright, clipped to it (evaluation does not clip); one that
-        lies outside is left out. Results of files do not keep the picture in memory. A title that another picture has
-        already gets a number, so that all can be saved into one folder.
+        lies outside is left out. Masks are of the whole picture; keypoints may lie outside of it. Results of files do
+        not keep the picture in memory. A title that another picture has already gets a number, so that all can be saved
+        into one folder.
 
         Args:
             source: a file, a folder (its pictures, by name), a glob pattern such as ``"shots/*.png"``, a PIL picture, a
@@ -97,7 +98,7 @@ class Predictor:
         if batch < 1 or max_det < 1:
             raise ValueError(f"batch={batch}, max_det={max_det}: both are at least 1")
         size = self.info.input.size if imgsz is None else _input_size(imgsz)
-        chosen = None if classes is None else _chosen(classes, self.info.labels)
+        chosen = _chosen(classes, self.info.labels)
         skipped: list[str] = []
         items = _items(source)
         for item, title in zip(items, distinct(item.title for item in items), strict=True):
@@ -118,17 +119,20 @@ class Predictor:
         while group := list(islice(pictures, batch)):
             inputs = torch.stack([_input(picture, size) for _, picture in group])
             sizes = [(picture.height, picture.width) for _, picture in group]
-            options: dict[str, Any] = {"top_k": max_det, "precision": self.precision, "classes": classes}
+            options: dict[str, Any] = {"top_k": max_det, "precision": self.precision, "classes": classes, "conf": conf}
             answers = detect(self.network, self.info.input, inputs, sizes, **options)
             for (item, picture), found in zip(group, answers, strict=True):
-                yield self._result(item, picture, _inside(found.above(conf)))
+                yield self._result(item, picture, _inside(found))
         if skipped:
             warnings.warn(f"skipped {len(skipped)} files that cannot be read: " + "; ".join(skipped), stacklevel=2)
 
     def _result(self, item: _Item, picture: Image.Image, found: Detections) -> Result:
         kept = None if item.path is not None else picture
-        values = {name: getattr(found, name) for name in ("scores", "labels", "boxes", "size", "masks", "keypoints")}
-        return Result(**values, names=self.info.labels.names, path=item.path, picture=kept, title=item.title)
+        values = {field.name: getattr(found, field.name) for field in fields(Detections)}
+        labels = self.info.labels
+        return Result(
+            **values, names=labels.names, skeleton=labels.skeleton, path=item.path, picture=kept, title=item.title
+        )
 
 
 def distinct(names: Iterable[str]) -> Iterator[str]:
@@ -232,10 +236,16 @@ def _input(picture: Image.Image, size: tuple[int, int]) -> Tensor:
 
 
 def _inside(found: Detections) -> Detections:
-    """Boxes clipped to the picture, without those of which nothing is left."""
-    boxes = box_ops.clip(found.boxes, found.size)
-    found.boxes = boxes
-    return found.take((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
+    """Boxes clipped to the picture, without objects of which nothing is left.
+
+    The extent of keypoints may have no size: one keypoint, or several in a line.
+    """
+    (x0, y0, x1, y1), (height, width) = found.boxes.unbind(1), found.size
+    inside = (x1 > 0) & (y1 > 0) & (x0 < width) & (y0 < height)
+    if found.boxes_from != "keypoints":
+        inside &= (x1 > x0) & (y1 > y0)
+    found.boxes = box_ops.clip(found.boxes, found.size)
+    return found.take(inside)
 
 
 def _input_size(imgsz: int | Sequence[int]) -> tuple[int, int]:
@@ -249,16 +259,21 @@ def _input_size(imgsz: int | Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
-def _chosen(classes: str | int | Sequence[str | int], labels: Labels) -> Tensor:
-    """Labels of the classes that are given by name or number, as a sorted int64 vector."""
+def _chosen(classes: str | int | Sequence[str | int] | None, labels: Labels) -> Tensor | None:
+    """Labels of the classes that are given by name or number, as a sorted int64 vector; None: all labels.
+
+    Labels that stand for no class are never looked for.
+    """
+    if classes is None:
+        return torch.tensor(labels.used) if labels.unused else None
     wanted = [classes] if isinstance(classes, (str, int)) else list(classes)
-    known = {name: label for label, name in enumerate(labels.names)}
-    numbers = {str(label): label for label in range(len(labels))}
+    known = {labels.names[label]: label for label in labels.used}
+    numbers = {str(label): label for label in labels.used}
     chosen = set()
     for each in wanted:
         label = known.get(each, numbers.get(each)) if isinstance(each, str) else numbers.get(str(each))
         if label is None:
-            listed = ", ".join(f"{label} {name}" for label, name in enumerate(labels.names))
+            listed = ", ".join(f"{label} {labels.names[label]}" for label in labels.used)
             raise ValueError(f"class {each!r} is not one of the model's: {listed}")
         chosen.add(label)
     if not chosen:

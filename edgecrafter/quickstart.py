@@ -4,39 +4,73 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from edgecrafter import curves
-from edgecrafter.data import check, formats, images, scenes
-from edgecrafter.data.annotations import Annotations
+from edgecrafter.data import check, formats, images, rasters, scenes
+from edgecrafter.data.annotations import Annotations, Masks
+from edgecrafter.data.shapes import POSED, SHAPES, Maker
 from edgecrafter.draw import draw
 from edgecrafter.evaluate import Scores
+from edgecrafter.geometry import runs
+from edgecrafter.geometry.runs import Runs
 from edgecrafter.model import Model, load, train
 from edgecrafter.predict import distinct
+from edgecrafter.tasks import TASKS
 from edgecrafter.types import Detections
 
-MODEL = "ecdet-p"
 TRAINING = "training"
 """name of the run's folder"""
 PICTURES = 6
 """validation pictures that are drawn"""
-SEEN = 4320
-"""training pictures seen, over all epochs: about three minutes on two cores at 160 x 160"""
-RATE = 25
-"""training pictures per second on two cores at 160 x 160, roughly; slower by the area of a larger input"""
-SIDES = {"scenes": 160, "own": 256}
-"""input size in pixels"""
+OWN_SIDE = 256
+"""input size in pixels for data that are not generated"""
+SIZE = "p"
+"""of the model"""
 LR = 3e-3
 """at batch 16, three times the recipe's: the run is short"""
-QUERIES = 50
-"""a scene holds seven things at most"""
 GAP = 6
 """pixels between the truth and the prediction"""
+
+
+@dataclass(frozen=True)
+class Course:
+    """What is trained and for how long, for one task."""
+
+    shapes: Mapping[str, Maker]
+    """what the generated scenes show; seven of them at most"""
+    pictures: int
+    """generated for training"""
+    side: int
+    """input size in pixels for the scenes"""
+    seen: int
+    """training pictures seen, over all epochs: about three minutes on two cores"""
+    rate: int
+    """training pictures per second on two cores, roughly; slower by the area of a larger input"""
+    queries: int
+    """for the scenes"""
+    finds: str
+    """what the model finds, in words"""
+
+
+COURSES = {
+    "detect": Course(SHAPES, pictures=480, side=160, seen=4320, rate=25, queries=50, finds="boxes"),
+    "segment": Course(SHAPES, pictures=480, side=160, seen=3360, rate=19, queries=50, finds="masks"),
+    "pose": Course(POSED, pictures=480, side=160, seen=4320, rate=20, queries=30, finds="keypoints"),
+}
+LAYOUTS = {
+    "": "COCO, YOLO or Pascal VOC layout",
+    "masks": "COCO or YOLO layout with polygons or run lengths",
+    "keypoints": "COCO or YOLO layout with keypoints",
+}
+"""data sets that have the truth which a task needs"""
 
 
 @dataclass(frozen=True)
@@ -60,8 +94,10 @@ def quickstart(
     imgsz: int | None = None,
     seed: int = 0,
     device: str = "",
+    task: str = "detect",
 ) -> Outcome:
-    """Train ``ecdet-p`` on generated scenes, or on ``data``, score it, draw what it finds, and leave all in ``folder``.
+    """Train a small model on generated scenes, or on ``data``, score it, draw what it finds, and leave all in
+    ``folder``.
 
     Args:
         data: a data set in a known layout; empty: scenes are generated.
@@ -71,23 +107,27 @@ def quickstart(
         imgsz: input size in pixels, a multiple of 32; None: 160 for the scenes, 256 for ``data``.
         seed: of scenes and training.
         device: empty: a GPU if there is one.
+        task: ``detect``, ``segment`` (masks) or ``pose`` (keypoints); the model is ``ecdet-p``, ``ecinsseg-p`` or
+            ``ecpose-p``.
 
     Raises:
-        ValueError, FileNotFoundError: the data cannot be used.
+        ValueError, FileNotFoundError: an unknown task, or the data cannot be used.
     """
+    if task not in COURSES:
+        raise ValueError(f"task {task!r} is not known: choose one of {', '.join(COURSES)}")
     start = time.perf_counter()
-    folder = Path(folder)
-    source = Path(data) if data else _scenes(folder, seed)
-    known = formats.load(source, "train")
-    epochs = epochs or _epochs(len(known))
-    side = imgsz or SIDES["own" if data else "scenes"]
-    print(_forecast(len(known), epochs, side, folder / TRAINING))
+    course, folder, truth = COURSES[task], Path(folder), TASKS[task].truth
+    source = Path(data) if data else _scenes(folder, seed, course)
+    known = formats.load(source, "train", truth=truth)
+    epochs = epochs or _epochs(len(known), course)
+    side = imgsz or (OWN_SIDE if data else course.side)
+    print(_forecast(len(known), epochs, side, folder / TRAINING, course))
     trained = train(
-        model=MODEL,
+        model=f"{TASKS[task].prefix}-{SIZE}",
         data=str(source),
         epochs=epochs,
         imgsz=side,
-        queries=None if data else QUERIES,
+        queries=None if data else course.queries,
         lr=LR,
         backbone_lr=LR,
         batch=8,
@@ -103,10 +143,10 @@ def quickstart(
     model = folder / "model.safetensors"
     shutil.copyfile(trained.best, model)
     plot = curves.plot(trained.folder, folder / "curves.png")
-    unseen = check.usable(formats.load(source, "val", known.labels))
+    unseen = check.usable(formats.load(source, "val", known.labels, truth=truth))
     pictures = side_by_side(load(model, device), unseen, folder / "pictures")
     outcome = Outcome(folder, model, trained.scores, pictures, plot)
-    print(_report(outcome, trained.folder, source, bool(data), time.perf_counter() - start))
+    print(_report(outcome, trained.folder, source, bool(data), time.perf_counter() - start, task))
     return outcome
 
 
@@ -118,36 +158,65 @@ def side_by_side(model: Model, annotations: Annotations, folder: Path, count: in
     written = [folder / name for name in distinct(f"{path.stem}.jpg" for path in paths)]
     for index, path, target in zip(chosen, paths, written, strict=True):
         picture = images.read(path)
-        true = draw(picture, _truth(annotations, index), annotations.labels.names, scores=False)
+        labels = annotations.labels
+        true = draw(picture, _truth(annotations, index), labels.names, labels.skeleton, scores=False)
         found = model.predict(picture)[0].plot()
         _beside([true, found]).save(target, quality=92)
     return written
 
 
-def _epochs(count: int) -> int:
-    """Passes over ``count`` pictures: about ``SEEN`` in all, but five passes while that is at most twice as many."""
-    return max(5 if 5 * count <= 2 * SEEN else 1, SEEN // max(1, count))
+def _epochs(count: int, course: Course) -> int:
+    """Passes over ``count`` pictures: ``seen`` pictures in all, but five passes while that is at most twice as many."""
+    return max(5 if 5 * count <= 2 * course.seen else 1, course.seen // max(1, count))
 
 
-def _forecast(count: int, epochs: int, side: int, run: Path) -> str:
+def _forecast(count: int, epochs: int, side: int, run: Path, course: Course) -> str:
     """How long the training will take, and how to go on with it after an interruption."""
-    minutes = count * epochs / RATE * (side / SIDES["scenes"]) ** 2 / 60
+    minutes = count * epochs / course.rate * (side / course.side) ** 2 / 60
     time = f"{minutes / 60:.0f} hours" if minutes > 100 else f"{max(1, minutes):.0f} min"
     return (
-        f"training on {count} pictures, {epochs} epochs at {side} x {side}: a rough estimate is {time} on two cores\n"
+        f"training to find {course.finds} on {count} pictures, {epochs} epochs at {side} x {side}: "
+        f"a rough estimate is {time} on two cores\n"
         f"Ctrl-C stops it; edgecrafter train --resume {run} goes on with it"
     )
 
 
-def _scenes(folder: Path, seed: int) -> Path:
-    print("making scenes: balls, crates, stars and kites, in COCO format")
-    return scenes.write(folder / "scenes", seed=seed)
+def _scenes(folder: Path, seed: int, course: Course) -> Path:
+    *first, last = (f"{name}s" for name in course.shapes)
+    print(f"making scenes: {', '.join(first)} and {last} with their {course.finds}, in COCO format")
+    return scenes.write(folder / "scenes", course.pictures, seed=seed, shapes=course.shapes)
 
 
 def _truth(annotations: Annotations, index: int) -> Detections:
+    """The objects of a picture as if they were found, to be drawn."""
     rows = annotations.objects(index)
     boxes = torch.from_numpy(annotations.boxes[rows].copy())
-    return Detections(torch.ones(len(boxes)), torch.from_numpy(annotations.classes[rows].copy()), boxes)
+    found = Detections(torch.ones(len(boxes)), torch.from_numpy(annotations.classes[rows].copy()), boxes)
+    if annotations.masks is not None:
+        found.masks = _masks(annotations.masks, range(rows.start, rows.stop), annotations.sizes[index].tolist())
+    if annotations.keypoints is not None:
+        found.keypoints = torch.from_numpy(annotations.keypoints[rows] / np.array([1, 1, 2], np.float32))
+    return found
+
+
+def _masks(masks: Masks, rows: Sequence[int], size: Sequence[int]) -> Runs:
+    """The masks of some objects of a picture of ``size`` (h, w); empty ones where there are none."""
+    height, width = size
+    counts: list[NDArray[np.int64]] = []
+    for row in rows:
+        code, rings = masks.code(row), [ring.astype(np.float64) for ring in masks.polygons(row)]
+        pixels = np.zeros((1, height, width), bool)
+        if rings:
+            x, y, patch = rasters.outline(rings, (0, 0, width, height))
+            pixels[0, y : y + patch.shape[0], x : x + patch.shape[1]] = patch
+        counts += runs.decode([code]) if code and not rings else runs.from_array(pixels).counts
+    return Runs((height, width), tuple(counts))
+
+
+def _scored(overall: Mapping[str, float], finds: str) -> str:
+    """The two best known scores, of the boxes too where they are scored besides."""
+    text = f"AP50 {overall['AP50']:.2f}, AP {overall['AP']:.2f} of {finds}"
+    return f"{text} (AP50 {overall['box_AP50']:.2f} of boxes)" if "box_AP50" in overall else text
 
 
 def _beside(pictures: Sequence[Image.Image]) -> Image.Image:
@@ -159,9 +228,9 @@ def _beside(pictures: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
-def _report(outcome: Outcome, run: Path, source: Path, own: bool, seconds: float) -> str:
+def _report(outcome: Outcome, run: Path, source: Path, own: bool, seconds: float, task: str) -> str:
     """The closing words: where everything is, and the next commands."""
-    overall, folder = outcome.scores.overall, outcome.folder
+    folder, prefix = outcome.folder, TASKS[task].prefix
     name = "the validation pictures" if own else "scenes it has not seen"
     plot = str(outcome.curves) if outcome.curves else f"{run / 'results.csv'}   ({curves.HINT})"
     rows = [
@@ -174,14 +243,14 @@ def _report(outcome: Outcome, run: Path, source: Path, own: bool, seconds: float
     return "\n".join(
         [
             "",
-            f"Done in {seconds / 60:.1f} minutes. On {name}: AP50 {overall['AP50']:.2f}, AP {overall['AP']:.2f}.",
+            f"Done in {seconds / 60:.1f} minutes. On {name}: {_scored(outcome.scores.overall, COURSES[task].finds)}.",
             "",
             *(f"  {label:<9} {place}" for label, place in rows),
             "",
-            "Next, with your own pictures (COCO, YOLO or Pascal VOC layout; classes are found by looking):",
-            "  edgecrafter train ecdet-n YOUR_DATA       # ecdet-s, -m, -l, -x start from released weights",
-            "  edgecrafter val runs/detect/train YOUR_DATA",
-            "  edgecrafter predict runs/detect/train YOUR_PICTURES",
+            f"Next, with your own pictures ({LAYOUTS[TASKS[task].truth]}; classes are found by looking):",
+            f"  edgecrafter train {prefix}-n YOUR_DATA       # {prefix}-s, -m, -l, -x start from released weights",
+            f"  edgecrafter val runs/{task}/train YOUR_DATA",
+            f"  edgecrafter predict runs/{task}/train YOUR_PICTURES",
             "In Python:",
             f"  import edgecrafter as ec; ec.load({str(outcome.model)!r}).predict('picture.jpg')[0].save('found.jpg')",
         ]

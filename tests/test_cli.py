@@ -17,7 +17,7 @@ from edgecrafter.cli import main, parsing
 from edgecrafter.cli.commands import COMMANDS
 from edgecrafter.cli.parsing import UsageError, parse
 from edgecrafter.data import check, images, scenes
-from edgecrafter.types import InputSpec, Labels
+from edgecrafter.types import InputSpec, Labels, Skeleton
 
 SIZE = (64, 64)
 
@@ -153,6 +153,8 @@ ALL_OPTIONS = {option.name for command in COMMANDS.values() for option in fields
         (["info", "ecdet-p", "imgsz=100"], 1, "multiples of 32"),
         (["val", "nowhere.safetensors", "data"], 1, "neither a file nor a known model"),
         (["convert", "ecdet-p", "x.safetensors"], 1, "has no released weights"),
+        (["predict", "ecpose-p", "x.jpg"], 1, "ecpose-p has no released weights"),
+        (["quickstart", "task=masks"], 1, "task 'masks' is not known: choose one of detect, segment, pose"),
     ],
 )
 def test_errors_are_one_line(words: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -221,9 +223,10 @@ def test_info_counts_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
 def test_info_all_sets_the_paper_beside(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--all"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    rows = {line.split()[0]: line.split()[1:] for line in lines if line.startswith("ecdet-")}
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line.startswith("ec")}
     assert rows["ecdet-l"] == ["32.97", "32.66", "31", "147.2", "99.4", "101", "57.0"]
-    assert sum(", published" in line for line in lines) == 3
+    assert [rows[f"{name}-s"][-1] for name in ("ecinsseg", "ecpose")] == ["43.0", "68.9"] and len(rows) == 12
+    assert sum(", published" in line for line in lines if line.startswith("  ecdet-")) == 3
 
 
 @pytest.fixture(scope="module")
@@ -290,6 +293,47 @@ def test_an_error_of_a_process_that_reads_is_one_line(
     monkeypatch.setattr(check, "usable", lambda annotations, *_: annotations)
     assert main(["val", "model.safetensors", "data", "workers=1"]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == "edgecrafter: error: x.jpg: cannot be read"
+
+
+def test_mask_blocks_go_with_masks_only(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shot = "data/images/val_00000.jpg"
+    for command, rest in (("predict", shot), ("val", "data")):
+        assert main([command, "model.safetensors", rest, "--mask_blocks", "0"]) == 1
+        assert "mask_blocks=0: ecdet-p finds no masks" in capsys.readouterr().err
+
+
+def test_all_or_some_mask_blocks_are_applied_and_results_go_to_the_tasks_folder(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    network, info = hub.create("ecseg-p", Labels(("ball", "crate", "star", "kite")), InputSpec(size=SIZE))
+    hub.save(network, info, here / "masks.safetensors")
+    found = []
+    for options in ([], ["mask_blocks=0"], ["mask_blocks=3"], ["mask_blocks=1"]):
+        assert main(["predict", "masks.safetensors", "data/images/val_00000.jpg", "conf=0", "--json", *options]) == 0
+        (line,) = capsys.readouterr().out.splitlines()
+        found.append([each["mask"] for each in json.loads(line)["detections"]])
+    assert found[0] == found[1] == found[2] != found[3]
+    assert (here / "runs/segment/predict4/val_00000.jpg").is_file()
+    assert main(["predict", "masks.safetensors", "data/images/val_00000.jpg", "mask_blocks=9"]) == 1
+    assert "the mask head has 3 blocks" in capsys.readouterr().err
+
+
+def test_poses_are_printed_with_names(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    skeleton = Skeleton(("nose", "left", "right"), ((0, 1), (0, 2)), ((1, 2),))
+    torch.manual_seed(0)
+    labels = Labels(("nobody", "kite"), skeleton=skeleton, unused=(0,))
+    network, info = hub.create("ecpose-p", labels, InputSpec(size=SIZE))
+    hub.save(network, info, here / "poses.safetensors")
+    assert main(["predict", "poses.safetensors", "data/images/val_00000.jpg", "conf=0", "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    found = json.loads(line)["detections"]
+    assert found and {each["name"] for each in found} == {"kite"}
+    assert [point["name"] for point in found[0]["keypoints"]] == list(skeleton.names)
+    assert {each["box_from"] for each in found} == {"keypoints"}
+    assert (here / "runs/pose/predict/val_00000.jpg").is_file()
+    assert main(["predict", "poses.safetensors", "data/images/val_00000.jpg", "--classes", "nobody"]) == 1
+    assert "class 'nobody' is not one of the model's: 1 kite" in capsys.readouterr().err
 
 
 def test_val_writes_scores(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

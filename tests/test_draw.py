@@ -272,3 +272,10 @@ def test_masks_and_skeletons_on_any_size_of_picture(width: int, height: int) -> 
         drawn = draw(canvas(width, height), replace(found, **extra), NAMES)  # type: ignore[arg-type]
         assert drawn.size == (width, height) and drawn.tobytes() != canvas(width, height).tobytes()
     assert draw(canvas(), replace(masked(BIG), keypoints=None).above(1), NAMES).tobytes() == canvas().tobytes()
+
+
+def test_poses_in_a_line_are_seen_but_not_those_outside() -> None:
+    for pose in ([[100.0, 40, 1]], [[50.0, 60, 1], [150, 60, 1]]):
+        assert near(draw(canvas(), posed(pose), NAMES).getpixel((int(pose[0][0]), int(pose[0][1]))), colour(0))
+    for pose in ([[-100.0, 40, 1]], [[math.nan, 60, 1]]):
+        assert draw(canvas(), posed(pose), NAMES).tobytes() == canvas().tobytes()

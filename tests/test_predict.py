@@ -6,6 +6,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from edgecrafter import hub
 from edgecrafter.data import images
 from edgecrafter.evaluate import evaluate
 from edgecrafter.infer import choose_device
-from edgecrafter.predict import Predictor, distinct
+from edgecrafter.predict import Predictor, _inside, distinct
 from edgecrafter.results import Result
-from edgecrafter.types import InputSpec, Labels
+from edgecrafter.types import Detections, InputSpec, Labels
 
 LABELS = Labels(("RBC", "WBC", "platelet"), (3, 1, 2))
 
@@ -188,6 +189,18 @@ def test_only_the_classes_that_were_asked_for(predictor: Predictor) -> None:
     assert len(rare) == 5 and torch.equal(rare.scores, whole.scores[:5])
 
 
+def test_labels_that_stand_for_no_class_are_never_reported(predictor: Predictor) -> None:
+    labels = replace(LABELS, unused=(1,))
+    partly = Predictor(predictor.network, replace(predictor.info, labels=labels), device="cpu")
+    shot = picture((60, 90))
+    (wanted,) = predictor(shot, conf=0, max_det=20, classes=["RBC", "platelet"])
+    (found,) = partly(shot, conf=0, max_det=20)
+    assert same(found, wanted) and set(found.labels.tolist()) == {0, 2}
+    for name in ("WBC", 1):
+        with pytest.raises(ValueError, match="is not one of the model's: 0 RBC, 2 platelet"):
+            partly(shot, classes=name)
+
+
 def test_least_score(predictor: Predictor) -> None:
     shot = picture((60, 90))
     (every,) = predictor(shot, conf=0)
@@ -299,3 +312,13 @@ def test_saving_a_picture_from_memory(predictor: Predictor, tmp_path: Path) -> N
         found[0].save()
     with pytest.raises(ValueError, match="neither a picture nor a file"):
         result(picture=None).plot()
+
+
+def test_what_lies_outside_is_left_out_but_poses_in_a_line_are_kept() -> None:
+    boxes = torch.tensor([[-5.0, 3, 20, 30], [10, 10, 10, 40], [7, 7, 7, 7], [-9, 5, -2, 9], [20, 60, 30, 70]])
+    found = Detections(torch.linspace(0.9, 0.5, 5), torch.zeros(5, dtype=torch.int64), boxes, (60, 90))
+    assert _inside(replace(found)).boxes.tolist() == [[0, 3, 20, 30]]
+    points = torch.cat([boxes.reshape(5, 2, 2), torch.ones(5, 2, 1)], -1)
+    kept = _inside(replace(found, keypoints=points, boxes_from="keypoints"))
+    assert kept.scores.tolist() == pytest.approx([0.9, 0.8, 0.7])
+    assert kept.keypoints is not None and kept.keypoints[0, 0].tolist() == [-5, 3, 1], "keypoints are not clipped"

@@ -4,46 +4,103 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 
 import edgecrafter as ec
 from edgecrafter import curves, hub
 from edgecrafter.data import formats, scenes
-from edgecrafter.quickstart import GAP, PICTURES, SEEN, _epochs, _forecast, side_by_side
+from edgecrafter.quickstart import COURSES, GAP, PICTURES, Outcome, _epochs, _forecast, _report, _truth, side_by_side
+from edgecrafter.tasks import TASKS
 from edgecrafter.types import InputSpec
 
 
+@pytest.mark.parametrize("task", COURSES)
 def test_a_short_one_on_own_data_leaves_everything(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    data = scenes.write("own", train=8, val=8, size=96)
-    outcome = ec.quickstart(data, "here", epochs=2, imgsz=64, device="cpu")
+    data = scenes.write("own", train=8, val=8, size=96, shapes=COURSES[task].shapes)
+    outcome = ec.quickstart(data, "here", epochs=2, imgsz=64, device="cpu", task=task)
     said = capsys.readouterr().out
     assert not (tmp_path / "here" / "scenes").exists()
     assert len(outcome.pictures) == PICTURES and outcome.model.is_file()
     with Image.open(outcome.pictures[0]) as picture:
         assert picture.size == (2 * 96 + GAP, 96)
     assert json.loads(Path("here/training/val/metrics.json").read_text())["images"] == 8
+    prefix = TASKS[task].prefix
     for line in (
-        "8 pictures, 2 epochs at 64 x 64",
+        f"find {COURSES[task].finds} on 8 pictures, 2 epochs at 64 x 64",
         "--resume here/training",
-        "edgecrafter train ecdet-n YOUR_DATA",
+        f"edgecrafter train {prefix}-n YOUR_DATA",
+        f"runs/{task}/train",
         "here/model.safetensors",
-        "AP50",
+        f"of {COURSES[task].finds}",
     ):
         assert line in said
-    assert ec.load(outcome.model).names == formats.load(data, "train").labels.names
-    again = ec.quickstart(data, "here", epochs=1, imgsz=64, device="cpu")  # a second one replaces the first
+    model = ec.load(outcome.model)
+    assert model.names == formats.load(data, "train").labels.names and model.info.name == f"{prefix}-p"
+    again = ec.quickstart(data, "here", epochs=1, imgsz=64, device="cpu", task=task)  # replaces the first
     assert len((again.folder / "training" / "results.csv").read_text().splitlines()) == 2
 
 
 def test_many_pictures_are_seen_once_and_the_time_is_foretold() -> None:
-    assert [_epochs(count) for count in (864, 1728, 2000, 118_000, 1)] == [5, 5, 2, 1, SEEN]
-    assert "3 min" in _forecast(864, 5, 160, Path("run"))
-    assert "3 hours" in _forecast(118_000, 1, 256, Path("run"))
+    course = COURSES["detect"]
+    assert [_epochs(count, course) for count in (864, 1728, 2000, 118_000, 1)] == [5, 5, 2, 1, course.seen]
+    assert "3 min" in _forecast(864, 5, 160, Path("run"), course)
+    assert "3 hours" in _forecast(118_000, 1, 256, Path("run"), course)
+
+
+@pytest.mark.parametrize("task", COURSES)
+def test_the_closing_words_fit_the_task(task: str, tmp_path: Path) -> None:
+    scored = {"AP": 0.5, "AP50": 0.75} | ({"box_AP50": 0.8} if task == "segment" else {})
+    scores = SimpleNamespace(overall=scored)
+    outcome = Outcome(tmp_path, tmp_path / "model.safetensors", scores, [], None)  # type: ignore[arg-type]
+    text = _report(outcome, tmp_path / "training", tmp_path / "scenes", False, 90, task)
+    assert f"scenes it has not seen: AP50 0.75, AP 0.50 of {COURSES[task].finds}" in text
+    assert ("AP50 0.80 of boxes" in text) == (task == "segment")
+    assert f"edgecrafter train {TASKS[task].prefix}-n YOUR_DATA" in text and f"val runs/{task}/train" in text
+    assert "1.5 minutes" in text
+
+
+def test_an_unknown_task_is_refused() -> None:
+    with pytest.raises(ValueError, match="task 'classify' is not known: choose one of detect, segment, pose"):
+        ec.quickstart(task="classify")
+
+
+def test_the_truth_is_drawn_as_it_is_annotated(tmp_path: Path) -> None:
+    coco = pytest.importorskip("pycocotools.coco")
+    folder = scenes.write(tmp_path / "scenes", train=6, val=1, size=96, seed=2, shapes=COURSES["pose"].shapes)
+    file = folder / "annotations/instances_train.json"
+    known = coco.COCO(file)
+    for truth in ("masks", "keypoints"):
+        data = formats.load(folder, "train", truth=truth)
+        for index, image in enumerate(data.image_ids.tolist()):
+            entries = known.loadAnns(known.getAnnIds(image))
+            found = _truth(data, index)
+            assert len(found) == len(entries)
+            for row, entry in enumerate(entries):
+                if truth == "masks":
+                    assert found.masks is not None
+                    assert np.array_equal(found.masks[[row]].array()[0], known.annToMask(entry).astype(bool))
+                else:
+                    assert found.keypoints is not None
+                    wanted = np.reshape(entry["keypoints"], (-1, 3)) / (1, 1, 2)  # a covered point is half sure
+                    assert found.keypoints[row].numpy() == pytest.approx(wanted, abs=1e-3)
+
+
+def test_run_lengths_of_the_truth_are_kept(shared_data: Path) -> None:
+    polygons, codes = (
+        formats.load(shared_data / f"coco_mini/annotations/instances_val{suffix}.json", "val", truth="masks")
+        for suffix in ("", "_rle")
+    )
+    for index in (0, 3):
+        first, second = (_truth(data, index).masks for data in (polygons, codes))
+        assert first is not None and second is not None and len(first) == len(second) > 0
+        assert all(np.array_equal(a, b) for a, b in zip(first.counts, second.counts, strict=True))
 
 
 def test_drawings_of_pictures_of_one_name_are_all_kept(tmp_path: Path) -> None:
@@ -61,7 +118,33 @@ def test_drawings_of_pictures_of_one_name_are_all_kept(tmp_path: Path) -> None:
     assert [path.name for path in written] == ["a.jpg", "a_2.jpg"] and all(path.is_file() for path in written)
 
 
-def test_curves_of_a_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "columns, kind, lines",
+    [
+        ("val/AP,val/AP50,val/AP75,val/APs", "box", 3),
+        ("val/AP,val/AP50,val/AP75,val/APs,val/box_AP,val/box_AP50", "mask", 5),
+        ("val/AP,val/AP50,val/AP75,val/APm", "OKS", 3),
+    ],
+)
+def test_curves_of_a_run(columns: str, kind: str, lines: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    kept = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: kept.append(self))
+    count = columns.count(",") + 1
+    values = ["1,9,0.1,3,2" + "," * count, "2,18,0.1,2,1" + ",0.3" * count]
+    (tmp_path / "results.csv").write_text("\n".join([f"epoch,step,lr,loss,mal,{columns}", *values, ""]))
+    assert curves.plot(tmp_path, tmp_path / "curves.png") == tmp_path / "curves.png"
+    _, scores, trade = kept[0].axes
+    assert scores.get_title() == f"validation: {kind} AP" and f"{kind} " in trade.get_title()
+    widths = {line.get_label(): line.get_linewidth() for line in scores.lines}
+    assert len(widths) == lines and f"{kind} AP50" in widths
+    if kind == "mask":
+        assert widths["box AP"] < widths["mask AP"]
+
+
+def test_curves_are_a_wide_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     (tmp_path / "results.csv").write_text(
         "epoch,step,lr,loss,mal,val/AP,val/AP50,val/AP75\n1,9,0.1,3,2,,,\n2,18,0.1,2,1,0.1,0.3,0\n"
@@ -76,8 +159,9 @@ def test_curves_of_a_run(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_the_full_one_learns(tmp_path: Path) -> None:
-    outcome = ec.quickstart(folder=tmp_path / "quickstart", device="cpu")
+@pytest.mark.parametrize("task", COURSES)
+def test_the_full_one_learns(task: str, tmp_path: Path) -> None:
+    outcome = ec.quickstart(folder=tmp_path / "quickstart", device="cpu", task=task)
     assert outcome.scores.overall["AP50"] > 0.6
     assert (tmp_path / "quickstart" / "scenes" / "annotations" / "instances_train.json").is_file()
     result = ec.load(outcome.model).predict(tmp_path / "quickstart/scenes/images/val_00000.jpg")[0]

@@ -9,7 +9,7 @@ from PIL import Image
 
 from edgecrafter.data import scenes
 from edgecrafter.data.outlines import outlines
-from edgecrafter.data.shapes import SHAPES
+from edgecrafter.data.shapes import POINTS, POSED, SHAPES
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,24 @@ def test_every_class_occurs_and_kites_have_keypoints(truth: dict) -> None:
     assert len(kite["keypoints"]) == 5 and max(max(edge) for edge in kite["skeleton"]) == 5
     for entry in truth["annotations"]:
         assert ("keypoints" in entry) == (entry["category_id"] == 4)
+
+
+def test_everything_in_posed_scenes_has_the_same_keypoints(tmp_path: Path) -> None:
+    folder = scenes.write(tmp_path / "posed", train=12, val=1, size=160, seed=1, shapes=POSED)
+    tree = json.loads((folder / "annotations" / "instances_train.json").read_text())
+    assert [entry["name"] for entry in tree["categories"]] == ["kite", "plane"]
+    assert all(entry["keypoints"] == list(POINTS) for entry in tree["categories"])
+    assert {entry["category_id"] for entry in tree["annotations"]} == {1, 2}
+    assert all(entry["num_keypoints"] > 0 for entry in tree["annotations"])
+
+
+@pytest.mark.parametrize("name", POSED)
+def test_left_and_right_of_a_shape_mirror_each_other(name: str) -> None:
+    for seed in range(5):
+        shape = POSED[name](np.random.default_rng(seed))
+        assert shape.keypoints is not None
+        left, right = (shape.keypoints[POINTS.index(side)] for side in ("left", "right"))
+        assert left[0] < 0 and np.array_equal(left * (-1, 1), right)
 
 
 def test_polygons_decode_to_the_visible_pixels(folder: Path, truth: dict) -> None:
@@ -93,9 +111,9 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", SHAPES | POSED)
 def test_every_shape_is_about_as_large_as_the_unit_circle(name: str) -> None:
-    shape = SHAPES[name](np.random.default_rng(0))
+    shape = (SHAPES | POSED)[name](np.random.default_rng(0))
     reach = np.abs(np.concatenate(shape.outline)).max()
     assert 0.6 < reach < 1.7
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgecrafter.model import Model
     from edgecrafter.train.config import TrainConfig
 
 
@@ -33,7 +34,8 @@ class Command:
 
 @dataclass
 class ValOptions:
-    """Score a model on a data set: COCO's average precision, a table per class, and files to keep."""
+    """Score a model on a data set: COCO's average precision of boxes, masks or keypoints, whichever the model finds, a
+    table per class, and files to keep."""
 
     model: str
     """name, weight file or folder of a training run"""
@@ -52,18 +54,22 @@ class ValOptions:
     precision: str = "fp32"
     """fp32, bf16 or fp16"""
     max_det: int | None = None
-    """also score with this many detections per picture, for crowded scenes; none: 300 are kept, COCO looks at 100"""
+    """also score with this many detections per picture, for crowded scenes; none: 300 are kept, COCO looks at 100
+    (20 for keypoints)"""
+    mask_blocks: int | None = None
+    """segmentation: how many blocks of the mask head are applied, 0 for all; none: as the model says, which is all,
+    but 1 of 4 for released weights, as their authors do"""
     fuse: bool = False
     """score the deploy form: the same answers, faster"""
-    project: str = "runs/detect"
-    """folder in which results are stored"""
+    project: str = ""
+    """folder in which results are stored; empty: runs/detect, runs/segment or runs/pose"""
     name: str = "val"
     """name of this result's folder; a number is appended when it exists"""
 
 
 @dataclass
 class PredictOptions:
-    """Find objects in pictures, and save the pictures with the boxes drawn on them."""
+    """Find objects in pictures, and save the pictures with boxes, masks or skeletons drawn on them."""
 
     model: str
     """name, weight file or folder of a training run"""
@@ -79,14 +85,17 @@ class PredictOptions:
     """most detections per picture"""
     classes: list[str] = field(default_factory=list)
     """names or 0-based labels of the classes to keep, such as ball,crate; none: all"""
+    mask_blocks: int | None = None
+    """segmentation: how many blocks of the mask head are applied, 0 for all; none: as the model says, which is all,
+    but 1 of 4 for released weights, as their authors do"""
     device: str = ""
     """cpu, cuda, cuda:1 or mps; empty: a GPU if there is one"""
     save: bool = True
     """write the drawn pictures"""
     json: bool = False
-    """print one JSON object per picture instead of words"""
-    project: str = "runs/detect"
-    """folder in which results are stored"""
+    """print one JSON object per picture instead of words: boxes, masks as COCO's run lengths, keypoints by name"""
+    project: str = ""
+    """folder in which results are stored; empty: runs/detect, runs/segment or runs/pose"""
     name: str = "predict"
     """name of this result's folder; a number is appended when it exists"""
 
@@ -108,7 +117,7 @@ class InfoOptions:
     imgsz: int | list[int] | None = None
     """input size in pixels, one number or height,width, multiples of 32; none: the model's own"""
     all: bool = False
-    """compare S, M, L and X with the paper's Table 2 instead"""
+    """compare S, M, L and X of every task with the paper's tables instead"""
     json: bool = False
     """print JSON instead of text"""
 
@@ -127,6 +136,8 @@ class ConvertOptions:
 class QuickstartOptions:
     """Make a small data set, train a small model on it, score it and draw what it finds: minutes on two CPU cores."""
 
+    task: str = "detect"
+    """detect (boxes), segment (masks) or pose (keypoints)"""
     data: str = ""
     """your own data set instead of the generated scenes"""
     folder: str = "quickstart"
@@ -134,7 +145,7 @@ class QuickstartOptions:
     epochs: int | None = None
     """passes over the training pictures; none: chosen for a few minutes on two cores"""
     imgsz: int | None = None
-    """input size in pixels, a multiple of 32; none: 160 for the scenes, 256 for your own data"""
+    """input size in pixels, a multiple of 32; none: small for the scenes, 256 for your own data"""
     seed: int = 0
     """of the scenes and of the training"""
     device: str = ""
@@ -150,10 +161,9 @@ def train(options: TrainConfig) -> None:
 
 def val(options: ValOptions) -> None:
     """Score and print the table."""
-    from edgecrafter import model
     from edgecrafter.train.state import new_folder
 
-    loaded = model.load(options.model, options.device)
+    loaded = _load(options)
     loaded = loaded.fuse() if options.fuse else loaded
     scores = loaded.val(
         options.data,
@@ -166,28 +176,24 @@ def val(options: ValOptions) -> None:
     )
     print(scores.table())
     print(f"{scores.images} pictures, {scores.images_per_second:.1f} per second")
-    print(f"written to {scores.write(new_folder(options.project, options.name))}")
+    print(f"written to {scores.write(new_folder(_project(options, loaded), options.name))}")
 
 
 def predict(options: PredictOptions) -> None:
     """Print what was found in each picture, and save the drawings."""
-    from edgecrafter import model
     from edgecrafter.cli.parsing import UsageError
     from edgecrafter.train.state import new_folder
 
     if not options.source:
         raise UsageError("no pictures given. Example: edgecrafter predict ecdet-s street.jpg")
-    results = (
-        model.load(options.model, options.device)
-        .predictor()
-        .stream(
-            options.source,
-            conf=options.conf,
-            imgsz=options.imgsz,
-            batch=options.batch,
-            max_det=options.max_det,
-            classes=options.classes or None,
-        )
+    loaded = _load(options)
+    results = loaded.predictor().stream(
+        options.source,
+        conf=options.conf,
+        imgsz=options.imgsz,
+        batch=options.batch,
+        max_det=options.max_det,
+        classes=options.classes or None,
     )
     folder = None
     for result in results:
@@ -195,7 +201,7 @@ def predict(options: PredictOptions) -> None:
         title = f"{result.title} ({result.path})" if numbered else result.title
         print(json.dumps(result.to_dict()) if options.json else f"{title}: {result.summary()}")
         if options.save:
-            folder = folder or new_folder(options.project, options.name)
+            folder = folder or new_folder(_project(options, loaded), options.name)
             result.save(folder)
     if folder is not None and not options.json:
         print(f"drawn pictures in {folder}")
@@ -239,6 +245,17 @@ def quickstart(options: QuickstartOptions) -> None:
     quickstart(**asdict(options))
 
 
+def _load(options: ValOptions | PredictOptions) -> Model:
+    from edgecrafter import model
+
+    changes = {} if options.mask_blocks is None else {"mask_blocks": options.mask_blocks}
+    return model.load(options.model, options.device, **changes)
+
+
+def _project(options: ValOptions | PredictOptions, loaded: Model) -> str:
+    return options.project or f"runs/{loaded.info.task}"
+
+
 def _train_options() -> type[TrainConfig]:
     from edgecrafter.train.config import TrainConfig
 
@@ -247,13 +264,16 @@ def _train_options() -> type[TrainConfig]:
 
 COMMANDS = {
     "train": Command(
-        "train a detector on your own pictures",
+        "train a model on your own pictures",
         train,
         _train_options,
         ("model", "data"),
         """\
 edgecrafter train ecdet-s dataset
 edgecrafter train model=ecdet-s data=dataset/data.yaml epochs=74 batch=8 imgsz=640
+edgecrafter train ecinsseg-s dataset                    # masks: polygons or run lengths in the annotations
+edgecrafter train ecpose-s dataset                      # keypoints: names and pairs come from the data
+edgecrafter train ecinsseg-s dataset --weights runs/detect/train/weights/best.safetensors   # from a detector
 edgecrafter train ecdet-p dataset --imgsz 320 --device cpu
 edgecrafter train runs/detect/train/weights/best.safetensors other_dataset   # start from own weights
 edgecrafter train --resume --project runs/detect                             # go on after an interruption
@@ -266,6 +286,7 @@ torchrun --nproc-per-node 4 -m edgecrafter train ecdet-s dataset             # f
         ("model", "data"),
         """\
 edgecrafter val runs/detect/train dataset
+edgecrafter val ecinsseg-s coco --mask_blocks 0         # all blocks of the mask head
 edgecrafter val ecdet-s coco split=val batch=16 device=cuda precision=bf16""",
     ),
     "predict": Command(
@@ -275,6 +296,8 @@ edgecrafter val ecdet-s coco split=val batch=16 device=cuda precision=bf16""",
         ("model", "source"),
         """\
 edgecrafter predict ecdet-s street.jpg
+edgecrafter predict ecinsseg-s street.jpg               # masks
+edgecrafter predict ecpose-s street.jpg                 # persons with 17 keypoints
 edgecrafter predict runs/detect/train photos --conf 0.5 --classes person,dog
 edgecrafter predict ecdet-s 'photos/*.jpg' --json --save false > found.jsonl""",
     ),
@@ -294,6 +317,7 @@ edgecrafter models --json""",
         ("model",),
         """\
 edgecrafter info ecdet-s
+edgecrafter info ecpose-m
 edgecrafter info runs/detect/train --imgsz 320
 edgecrafter info --all""",
     ),
@@ -313,6 +337,8 @@ edgecrafter convert ecdet_s.safetensors released.pth""",
         (),
         """\
 edgecrafter quickstart
+edgecrafter quickstart --task segment
+edgecrafter quickstart --task pose --folder poses
 edgecrafter quickstart --data dataset --folder first_try""",
     ),
 }
@@ -325,7 +351,7 @@ def overview() -> str:
         [
             "usage: edgecrafter COMMAND [--option value | option=value ...]",
             "",
-            "Compact real-time object detectors on small vision transformers.",
+            "Compact real-time detection, segmentation and pose estimation on small vision transformers.",
             "",
             "commands:",
             *rows,
