@@ -69,7 +69,7 @@ def from_array(pixels: NDArray[np.bool_]) -> Runs:
     """Run lengths of masks given as pixels, bool [N, h, w]."""
     N, h, w = pixels.shape
     flat = np.zeros((N, h * w + 1), dtype=bool)
-    flat[:, 1:] = pixels.swapaxes(1, 2).reshape(N, -1)
+    flat[:, 1:] = pixels.swapaxes(1, 2).reshape(N, h * w)
     edges = [np.flatnonzero(mask[1:] != mask[:-1]) for mask in flat]
     return Runs((h, w), tuple(np.diff(each, prepend=0, append=h * w) for each in edges))
 
