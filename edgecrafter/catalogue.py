@@ -20,9 +20,9 @@ class Entry:
     name: str
     task: str
     parameters: int
-    """training form, with 80 classes"""
+    """training form, with the classes of the authors' files"""
     ap: float | None
-    """AP on COCO val2017 in percent, as the paper says; never measured here"""
+    """AP on COCO val2017 in percent, of boxes, masks or keypoints by the task, as the paper says; not measured here"""
     licence: str
     """of the weights"""
     commercial_use: str
@@ -56,7 +56,7 @@ def table(entries: list[Entry]) -> str:
             f"[{licences.index(entry.licence) + 1}]      {entry.commercial_use:<10}  {digest}"
         )
     lines += ["", *(f"[{number}] {licence}" for number, licence in enumerate(licences, 1))]
-    lines += ["", "AP is the paper's (COCO val2017), not measured here. Weights are fetched from their authors:"]
+    lines += ["", "AP is the paper's (COCO val2017; boxes, masks or keypoints by the task), not measured here. Weights are fetched from their authors:"]
     lines += [f"  {entry.name:<{width}}  {entry.url}" for entry in entries if entry.url]
     return "\n".join(lines)
 
@@ -75,6 +75,6 @@ def _parameters(name: str) -> int:
     """Counted on a network without memory."""
     vit = VITS.get(name.removeprefix("ecvit-"))
     with torch.device("meta"):
-        network, _ = hub.create(f"ecdet-{vit}" if vit else name, hub.COCO)
+        network, _ = hub.create(f"ecdet-{vit}" if vit else name)
     part = network.get_submodule("backbone.vit") if vit else network
     return sum(parameter.numel() for parameter in part.parameters())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +11,23 @@ from torch import Tensor, nn
 
 from edgecrafter import registry
 from edgecrafter.download import download
-from edgecrafter.hub import OWN_LICENCE, RANDOM, ModelInfo, build, create, locate, open_file, read, resolve
+from edgecrafter.hub import (
+    OWN_LICENCE,
+    RANDOM,
+    ModelInfo,
+    build,
+    create,
+    locate,
+    open_file,
+    parse,
+    proper,
+    read,
+    resolve,
+)
 from edgecrafter.models import official
 from edgecrafter.models.detector import Detector
-from edgecrafter.models.sizes import VITS
+from edgecrafter.models.sizes import SIZES, VITS, Size
+from edgecrafter.tasks import TASKS, Task
 from edgecrafter.types import InputSpec, Labels
 
 
@@ -29,8 +42,24 @@ class Start(NamedTuple):
     """whether a block of the ViT starts from random weights"""
 
 
+class Origin(NamedTuple):
+    """What ``model`` of a training means: a name, or a file with everything in it."""
+
+    name: str
+    task: Task
+    file: tuple[dict[str, Tensor], ModelInfo] | None
+
+
+def origin(model: str | Path) -> Origin:
+    """Look up a model name, or read a file once."""
+    path = resolve(model)
+    file = read(path) if path.is_file() else None
+    name = file[1].name if file else proper(str(model))
+    return Origin(name, parse(name)[0], file)
+
+
 def start(
-    model: str | Path,
+    given: Origin,
     labels: Labels,
     size: tuple[int, int] | None = None,
     weights: str | Path = "auto",
@@ -39,32 +68,49 @@ def start(
 ) -> Start:
     """A network to train for ``labels`` at the input ``size`` (h, w; None: the model's own), and where it comes from.
 
-    ``model`` is a name or a file. ``weights``: "auto" takes the file itself or the released weights of the name, if
-    there are any; "none" starts from random weights; anything else is a file to take weights from. Class rows are taken
-    by class name. ``backbone`` is a file with a ViT alone (released layout), as distilled ViTs come.
+    ``weights``: "auto" takes the file itself or the released weights of the name, if there are any; "none" starts from
+    random weights; anything else is a model to take weights from, of any task. Class rows are taken by class name.
+    ``backbone`` is a file with a ViT alone (released layout), as distilled ViTs come.
     """
-    file = resolve(model)
-    given = read(file) if file.is_file() else None
-    name = given[1].name if given else str(model)
-    spec = given[1].input if given else InputSpec()
-    spec = spec if size is None else replace(spec, size=size)
-    if given:
-        row = given[1].size.changed(**options)
-        info = replace(given[1], size=row, labels=labels, input=spec, licence=OWN_LICENCE, source=RANDOM)
+    lines: list[str] = []
+    if given.file is not None:
+        info = given.file[1]
+        row, lines = _trained(info.size, given.task)
+        spec = info.input if size is None else replace(info.input, size=size)
+        info = replace(
+            info, size=row.changed(**options), labels=labels, input=spec, licence=OWN_LICENCE, source=RANDOM
+        )
         network = build(info)
     else:
-        network, info = create(name, labels, spec, **options)
-    lines, new = [], list(network.state_dict())
-    source = given if given and weights == "auto" else _source(name, weights, backbone)
+        spec = InputSpec() if size is None else InputSpec(size)
+        network, info = create(given.name, labels, spec, **options)
+    new = list(network.state_dict())
+    source = given.file if given.file and weights == "auto" else _source(given.name, weights, backbone)
     if source is None:
-        lines.append(f"{name}: starts from random weights")
+        lines.append(f"{given.name}: starts from random weights")
     else:
-        lines, new = transfer(network, source[0], info.labels, source[1].labels)
+        other = TASKS[source[1].task]
+        state = source[0] if other.family == given.task.family else _without_decoder(source[0])
+        taken, new = transfer(network, state, info.labels, source[1].labels)
+        lines += [f"weights of {source[1].name} ({other.name}):", *taken]
         info = replace(info, source=f"from {source[1].source}", licence=_inherited(source[1]))
     if backbone is not None:
         lines.append(load_vit(network, _backbone_file(backbone)))
     random_vit = backbone is None and any(name.startswith(official.VIT + "blocks.") for name in new)
     return Start(network, info, lines, random_vit)
+
+
+def _trained(row: Size, task: Task) -> tuple[Size, list[str]]:
+    """The row of a file as we train it: what the authors' files have of their own is left behind."""
+    changed = {name for name in task.released if getattr(row, name) != getattr(SIZES["s"], name)}
+    lines = []
+    if "mask_blocks" in changed:
+        lines.append("all mask blocks are trained and evaluated (the released inference applies one)")
+    return row.changed(**{name: getattr(SIZES["s"], name) for name in changed}), lines
+
+
+def _without_decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if not name.startswith("decoder.")}
 
 
 def transfer(
@@ -77,27 +123,35 @@ def transfer(
     own = network.state_dict()
     rows = {name: i for i, name in enumerate(given.names)}
     pairs = [(i, rows[name]) for i, name in enumerate(labels.names) if name in rows]
-    taken, by_class, new = 0, 0, []
+    taken, by_class, new = [], [], []
     for name, value in own.items():
         other = state.get(name)
         if other is not None and official.is_class_row(name) and other.shape[1:] == value.shape[1:]:
             for i, j in pairs:
                 value[i] = other[j].to(value.dtype)
-            by_class += 1
+            by_class.append(name)
         elif other is not None and other.shape == value.shape:
             value.copy_(other)
-            taken += 1
+            taken.append(name)
         else:
             new.append(name)
     if not taken:
         raise ValueError("the weights have no entry that fits this model: choose a file of the same size and options")
-    lines = [f"took {taken} of {len(own)} entries and the rows of {len(pairs)} of {len(labels)} classes by name"]
+    parts = dict.fromkeys(name.partition(".")[0] for name in own)
+    counts = (f"{part} {_of(taken, part) + _of(by_class, part)} of {_of(own, part)}" for part in parts)
+    lines = [f"  taken: {', '.join(counts)} entries"]
+    if by_class:
+        lines.append(f"  rows of {len(pairs)} of {len(labels)} classes by name, the others are new")
     if new:
-        lines.append(f"new (random): {len(new)} entries, for example {', '.join(new[:3])}")
+        lines.append(f"  new (random): {len(new)} entries, for example {', '.join(new[:3])}")
     unused = [name for name in state if name not in own]
     if unused:
-        lines.append(f"not used: {len(unused)} entries, for example {', '.join(unused[:3])}")
+        lines.append(f"  not used: {len(unused)} entries, for example {', '.join(unused[:3])}")
     return lines, new
+
+
+def _of(names: Iterable[str], part: str) -> int:
+    return sum(name.startswith(part + ".") for name in names)
 
 
 def load_vit(network: Detector, path: Path) -> str:
@@ -121,7 +175,7 @@ def _source(name: str, weights: str | Path, backbone: str | Path | None) -> tupl
         return None
     if str(weights) != "auto":
         return read(locate(weights))
-    row = registry.find(name.lower())
+    row = registry.find(name)
     return None if row is None else read(download(row))
 
 

@@ -212,12 +212,12 @@ class MaskMap:
         B, D, h, w = self.pixels.shape
         chosen = self.queries[image, query]
         if B == 1:
-            return (chosen @ self.pixels[0].flatten(1) + self.bias).unflatten(-1, (h, w))
+            return (chosen @ self.pixels[0].flatten(1) + self.bias).view(-1, h, w)
         found = chosen.new_zeros(len(chosen), h * w)
         for each in range(B):  # a product per image: gathering the pixels of every pair would take B x Q maps
             rows = (image == each).nonzero().flatten()
             found = found.index_copy(0, rows, chosen[rows] @ self.pixels[each].flatten(1) + self.bias)
-        return found.unflatten(-1, (h, w))
+        return found.view(-1, h, w)
 
     def dense(self) -> Tensor:
         """Logits of all masks, [B, Q, h, w]."""

@@ -10,7 +10,7 @@ import torch
 from edgecrafter import download, hub, registry
 from edgecrafter.models import official
 from edgecrafter.models.fuse import fuse
-from edgecrafter.start import start
+from edgecrafter.start import origin, start
 from edgecrafter.types import InputSpec, Labels
 
 LABELS = Labels(("cat", "dog"), (1, 18))
@@ -149,9 +149,9 @@ def test_code_in_a_checkpoint_is_refused(tmp_path):
 def test_start_takes_class_rows_by_name(saved):
     network, _, path = saved
     labels = Labels(("mouse", "dog"))
-    other, info, lines, random_vit = start(str(path), labels, (64, 64))
-    assert info.labels == labels and "1 of 2 classes by name" in lines[0]
-    assert not random_vit and start("ecdet-p", labels, (64, 64), weights=str(path), depth=8).random_vit
+    other, info, lines, random_vit = start(origin(path), labels, (64, 64))
+    assert info.labels == labels and "1 of 2 classes by name" in "\n".join(lines)
+    assert not random_vit and start(origin("ecdet-p"), labels, (64, 64), weights=str(path), depth=8).random_vit
     old, new = network.state_dict(), other.state_dict()
     assert torch.equal(new["decoder.enc_score.weight"][1], old["decoder.enc_score.weight"][1])
     assert not torch.equal(new["decoder.enc_score.weight"][0], old["decoder.enc_score.weight"][0])
@@ -167,11 +167,11 @@ def test_start_from_a_distilled_vit(tmp_path):
         if k.startswith(official.OFFICIAL_VIT)
     }
     torch.save(vit, tmp_path / "vit.pth")
-    other, _, lines, _ = start("ecdet-n", LABELS, backbone=tmp_path / "vit.pth")
+    other, _, lines, _ = start(origin("ecdet-n"), LABELS, backbone=tmp_path / "vit.pth")
     assert any("ViT from vit.pth" in line for line in lines)
     assert torch.equal(other.backbone.vit.blocks[3].fc1.weight, network.backbone.vit.blocks[3].fc1.weight)
     with pytest.raises(ValueError, match="does not fit"):
-        start("ecdet-p", LABELS, backbone=tmp_path / "vit.pth")
+        start(origin("ecdet-p"), LABELS, backbone=tmp_path / "vit.pth")
 
 
 def test_names_of_the_key_map_are_one_to_one():

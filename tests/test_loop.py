@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from edgecrafter.data.transforms import Augment
 from edgecrafter.losses.set_loss import SetLoss
+from edgecrafter.losses.truth import Uniform
 from edgecrafter.train.log import read_rows, term_of
 from edgecrafter.train.loop import BAD_STEPS, fit, gradients, probe
 from edgecrafter.train.state import new_folder
@@ -42,8 +43,10 @@ class Poisoned(SetLoss):
         super().__init__()
         self.bad, self.calls = bad, 0
 
-    def forward(self, outputs: Outputs, targets: list[Target]) -> dict[str, Tensor]:
-        losses = super().forward(outputs, targets)
+    def forward(
+        self, outputs: Outputs, targets: list[Target], uniform: Uniform | None = None
+    ) -> dict[str, Tensor]:
+        losses = super().forward(outputs, targets, uniform)
         self.calls += 1
         if self.calls in self.bad:
             losses["giou_0"] = losses["giou_0"] * float("nan")
@@ -158,9 +161,9 @@ def test_best_epoch_and_patience(
 @pytest.mark.parametrize("reload_best, judged", [(True, [3, 4, 6]), (False, [3, 6])])
 def test_epochs_that_are_evaluated(tmp_path: Path, reload_best: bool, judged: list[int]) -> None:
     """Also before going back to the best weights: those of long ago would throw the training away."""
-    step, state, journal = small.training(tmp_path, small.plan(6, 1))
+    step, state, journal = small.training(tmp_path, small.plan(6, 1, reload_best=reload_best))
     batches, score = small.Batches([small.batch([1, 1])]), scores_of(0.1, 0.2, 0.3)
-    fit(step, batches, score, state, journal, val_every=3, reload_best=reload_best)  # type: ignore[arg-type]
+    fit(step, batches, score, state, journal, val_every=3)  # type: ignore[arg-type]
     assert [int(row["epoch"]) for row in read_rows(tmp_path / "results.csv") if row["val/AP"]] == judged
     assert state.progress.reloaded == reload_best
 

@@ -41,7 +41,7 @@ class Truth:
 
     def padded(self, values: Tensor) -> Tensor:
         """Values of all objects [N, ...] as [B, M, ...], zero where an image has fewer objects."""
-        return torch.nn.utils.rnn.pad_sequence(list(values.split(self.counts)), batch_first=True)
+        return torch.nn.utils.rnn.pad_sequence(list(torch.split(values, self.counts)), batch_first=True)
 
     @cached_property
     def labels(self) -> Tensor:

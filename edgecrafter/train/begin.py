@@ -15,12 +15,13 @@ from edgecrafter.data import check, formats
 from edgecrafter.data.annotations import Annotations
 from edgecrafter.hub import ModelInfo
 from edgecrafter.models.detector import Detector
-from edgecrafter.start import start
+from edgecrafter.start import origin, start
+from edgecrafter.tasks import TASKS, Task
 from edgecrafter.train import distributed, recipes
 from edgecrafter.train.config import ARCHITECTURE, TrainConfig, input_size
 from edgecrafter.train.log import CSV
 from edgecrafter.train.recipes import Plan
-from edgecrafter.train.state import LAST, WEIGHTS, interrupted, new_folder, read
+from edgecrafter.train.state import LAST, WEIGHTS, interrupted, new_folder, read, run_project
 from edgecrafter.train.steps import freeze_parts
 
 FREE_ON_RESUME = ("device", "workers", "resume", "project", "name", "exist_ok", "data")
@@ -44,20 +45,21 @@ class Begin:
 
 def fresh(config: TrainConfig) -> Begin:
     """Read the data, make the network, the plan, and the folder with ``args.yaml``."""
-    training, validation = _data(config)
+    given = origin(config.model)
+    training, validation = _data(config, given.task)
     options = {name: getattr(config, name) for name in ARCHITECTURE if getattr(config, name) is not None}
     size = None if config.imgsz is None else input_size(config.imgsz)
     with torch.random.fork_rng(devices=[]), distributed.first_process_first():  # which may have to download
         torch.manual_seed(config.seed)
         network, info, lines, random_vit = start(
-            config.model, training.labels, size, config.weights, config.backbone, **options
+            given, training.labels, size, config.weights, config.backbone, **options
         )
     freeze_parts(network, tuple(config.freeze))  # an unknown part is an error before anything is written
     recipe = recipes.recipe_for(info.task, hub.parse(info.name)[1])
     plan = recipes.resolve(config, recipe, len(training), distributed.world(), random_vit)
     distributed.say("\n".join([*lines, *_crowded(training, info), plan.report()]))
     folder = distributed.broadcast(
-        new_folder(config.project, config.name, config.exist_ok) if distributed.rank() == 0 else Path()
+        new_folder(run_project(config.project, info.task), config.name, config.exist_ok) if distributed.rank() == 0 else Path()
     )
     begin = Begin(network, info, training, validation, plan, folder, config)
     if distributed.rank() == 0:
@@ -86,7 +88,7 @@ def continued(asked: TrainConfig) -> Begin:
     )
     assert info is not None
     plan = Plan.from_dict(saved["plan"])
-    training, validation = _data(config)
+    training, validation = _data(config, TASKS[info.task])
     if saved["world"] != distributed.world() or training.labels != info.labels or len(training) != plan.pictures:
         raise ValueError(
             f"{folder} was started with {saved['world']} processes, {plan.pictures} pictures and the classes "
@@ -97,17 +99,27 @@ def continued(asked: TrainConfig) -> Begin:
     return Begin(hub.build(info), info, training, validation, plan, folder, config, saved)
 
 
-def _data(config: TrainConfig) -> tuple[Annotations, Annotations]:
-    """Training and validation pictures, looked at and reported."""
+def _data(config: TrainConfig, task: Task) -> tuple[Annotations, Annotations]:
+    """Training and validation pictures with the truth that the task wants, looked at and reported."""
     if not config.data:
         raise ValueError("no data given: data=FOLDER, or a data.yaml or COCO json file")
-    training = check.usable(formats.load(config.data, "train"))
-    validation = check.usable(formats.load(config.data, "val", training.labels))
+    training = check.usable(formats.load(config.data, "train", truth=task.truth))
+    validation = check.usable(formats.load(config.data, "val", training.labels, truth=task.truth))
+    if not task.background:
+        training = _with_objects(training)
     for name, found in (("train", training), ("val", validation)):
         distributed.say("\n  ".join([f"{name}: {found.root}", *check.report(found)]))
-        if found.crowd.all():
+        if not found.learnable().any():
             raise ValueError(f"{found.root}: no objects in the {name} pictures, nothing can be learned or scored")
     return training, validation
+
+
+def _with_objects(found: Annotations) -> Annotations:
+    """Without the pictures that have nothing to learn, and a note of how many there were."""
+    learnable = np.bincount(found.image_index()[found.learnable()], minlength=len(found)) > 0
+    if learnable.all() or not learnable.any():
+        return found
+    return found.subset(learnable).noted(f"pictures without objects to learn, left out: {int((~learnable).sum())}")
 
 
 def _crowded(training: Annotations, info: ModelInfo) -> list[str]:

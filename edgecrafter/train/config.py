@@ -34,14 +34,15 @@ class TrainConfig:
     """the same seed, data and options give the same run (on a CPU to the bit)"""
     resume: bool | str = False
     """continue an interrupted run: true for the newest one in `project`, or the folder of the run"""
-    project: str = "runs/detect"
-    """folder in which runs are stored"""
+    project: str = ""
+    """folder in which runs are stored; empty: runs/detect, runs/segment or runs/pose, by the model's task"""
     name: str = "train"
     """name of this run's folder; a number is appended when it exists"""
     exist_ok: bool = False
     """write into the folder even if it holds an earlier run, whose files are replaced"""
     weights: str = "auto"
-    """what to start from: auto (the released weights of the name, or the file given as `model`), none, or a file"""
+    """what to start from: auto (the released weights of the name, or the file given as `model`), none, or a file or name;
+    a segmentation or pose model may start from a detector"""
     backbone: str | None = None
     """a distilled vision transformer to start from: its name or file; the rest of the network is then new"""
     queries: int | None = None
@@ -75,12 +76,17 @@ class TrainConfig:
     """probability that a training picture is a mosaic of four, in the first half of the strong phase"""
     mixup: float | None = None
     """probability that a batch is mixed with itself, in the first half of the strong phase"""
+    paste: float | None = None
+    """probability that objects of another picture are pasted into a training picture, in the same phase"""
+    noise: str = "paper"
+    """denoising noise of pose models: paper (in every direction, as far as OKS says) or released (the authors' code)"""
     patience: int = 0
     """stop after so many evaluations without a better score; 0 never"""
     val_every: int = 1
     """epochs between two evaluations; the last epoch is always evaluated, and the last with strong augmentation"""
-    reload_best: bool = True
-    """go back to the best weights when the strong augmentation ends, as the released training does"""
+    reload_best: bool | None = None
+    """go back to the best weights when the strong augmentation ends; none: as the released training of the task does
+    (yes for detection and segmentation)"""
     freeze: list[str] = field(default_factory=list)
     """parts that stay as they are: beginnings of parameter names (backbone, encoder, ...), or `norm` for all
     batch-norm statistics"""
@@ -98,7 +104,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value >= least:  # also refuses nan
                 raise ValueError(f"{name}={value}: expected a number of at least {least}")
-        for name in ("mosaic", "mixup", "ema"):
+        for name in ("mosaic", "mixup", "paste", "ema"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name}={value}: expected a number between 0 and 1")

@@ -30,7 +30,6 @@ def fit(
     watch: str = "AP",
     patience: int = 0,
     val_every: int = 1,
-    reload_best: bool = True,
     worst: Batch | None = None,
     keep: Callable[[nn.Module, bool], None] | None = None,
 ) -> None:
@@ -40,7 +39,6 @@ def fit(
         score: scores of a network; called with the averaged weights after every ``val_every`` epochs, after the last
             one, and before going back to the best weights.
         watch: the score that decides which epoch is the best.
-        reload_best: go back to the best weights for the last epochs, those without strong augmentation (as released).
         patience: evaluations without a better score after which training stops; 0: never.
         worst: a batch as large as any can be, tried before the first step, so that memory runs out now or never.
         keep: called after every epoch with the averaged network and whether it is the best so far.
@@ -51,7 +49,8 @@ def fit(
     plan, progress = state.plan, state.progress
     forward = distributed.wrap(step)
     update = Update(step, state)
-    returns = reload_best and plan.augment != plan.augment.gentle()
+    # back to the best weights for the last epochs, those without strong augmentation (as released)
+    returns = plan.reload_best and plan.augment != plan.augment.gentle()
     judged = {plan.epochs, *range(val_every, plan.epochs, val_every), *([plan.plain_from] if returns else [])}
     if worst is not None:
         probe(forward, step, worst)

@@ -62,14 +62,14 @@ def _fused(parameters: Iterable[nn.Parameter]) -> bool:
     return all(p.device.type in ("cpu", "cuda") for p in parameters)
 
 
-def factor(i: int, total: int, warmup: int, flat: int, plain: int, gamma: float) -> float:
+def factor(i: int, total: int, warmup: int, flat: int, plain: int, gamma: float, power: int = 2) -> float:
     """Factor on the learning rate at iteration ``i`` of ``total``.
 
-    Quadratic rise over ``warmup`` iterations, 1 until ``flat``, a cosine down to ``gamma`` which is reached ``plain``
-    iterations before the end (RT-DETRv4 and EdgeCrafter as released).
+    A rise with ``power`` over ``warmup`` iterations (quadratic; linear for pose), 1 until ``flat``, a cosine down to
+    ``gamma`` which is reached ``plain`` iterations before the end (RT-DETRv4 and EdgeCrafter as released).
     """
     if i <= warmup:
-        return (i / warmup) ** 2 if warmup else 1.0
+        return float((i / warmup) ** power) if warmup else 1.0
     if i <= flat:
         return 1.0
     if i >= total - plain:
@@ -83,7 +83,7 @@ def set_rates(optimizer: torch.optim.Optimizer, plan: Plan, step: int) -> float:
     Returns the factor. That of step 0 is ``(1 / warmup)^2``; the released training applies the factors one step late,
     which gives its first step the full rate and its second one none.
     """
-    value = factor(step + 1, plan.total, plan.warmup, plan.flat, plan.plain_steps, plan.gamma)
+    value = factor(step + 1, plan.total, plan.warmup, plan.flat, plan.plain_steps, plan.gamma, plan.warmup_power)
     for group, rate in zip(optimizer.param_groups, _rates(plan), strict=True):
         group["lr"] = rate * value
     return value

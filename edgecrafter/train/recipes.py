@@ -32,12 +32,22 @@ class Recipe:
     ema_warmup: int = 1000
     warmup: int = 2000
     """steps, but at most ``WARMUP_EPOCHS``"""
+    warmup_power: int = 2
+    """the rate rises with this power of the step"""
+    paste: float = 0.0
+    reload_best: bool = True
+    """whether the last epochs start from the best weights"""
     ours: bool = False
     """true for rows that are not of the paper"""
 
 
-# EdgeCrafter, Table 10; clip, EMA and warm-up as in the released training. Rows p and n are ours: they start from
-# random weights, so backbone and head learn at one rate, and they are meant for small data on small machines.
+_POSE: dict[str, Any] = {
+    "mosaic": 0.5, "mixup": 0.5, "paste": 0.5, "batch": 64, "gamma": 1.0, "warmup": 500, "warmup_power": 1,
+    "ema_warmup": 2000, "reload_best": False,
+}  # fmt: skip
+
+# EdgeCrafter, Tables 10 to 12; clip, EMA and warm-up as in the released training. Rows p and n are ours: they start
+# from random weights, so backbone and head learn at one rate, and they are meant for small data on small machines.
 RECIPES = {
     "detect": {
         "p": Recipe(74, 36, 0.5, 0.0, 1e-3, 1e-4, lr=1e-3, batch=16, ours=True),
@@ -46,7 +56,23 @@ RECIPES = {
         "m": Recipe(62, 30, 0.75, 0.75, 2.5e-5, 1e-4),
         "l": Recipe(50, 24, 1.0, 1.0, 5e-6, 1.25e-4),
         "x": Recipe(50, 24, 1.0, 1.0, 2.5e-6, 1.25e-4),
-    }
+    },
+    "segment": {
+        "p": Recipe(74, 36, 0.5, 0.0, 1e-3, 1e-4, lr=1e-3, batch=16, ours=True),
+        "n": Recipe(74, 36, 0.5, 0.5, 1e-3, 1e-4, lr=1e-3, batch=16, ours=True),
+        "s": Recipe(74, 36, 0.75, 0.75, 2.5e-5, 1e-4),
+        "m": Recipe(74, 36, 0.75, 0.75, 2.5e-5, 1e-4),
+        "l": Recipe(50, 24, 1.0, 1.0, 2.5e-6, 1.25e-4),
+        "x": Recipe(50, 24, 1.0, 1.0, 2.5e-6, 1.25e-4),
+    },
+    "pose": {
+        "p": Recipe(92, 45, 0.5, 0.0, 1e-3, 1e-4, lr=1e-3, batch=16, paste=0.5, reload_best=False, ours=True),
+        "n": Recipe(92, 45, 0.5, 0.5, 1e-3, 1e-4, lr=1e-3, batch=16, paste=0.5, reload_best=False, ours=True),
+        "s": Recipe(92, 45, backbone_lr=2.5e-5, weight_decay=1e-4, **_POSE),
+        "m": Recipe(92, 45, backbone_lr=2.5e-5, weight_decay=1e-4, **_POSE),
+        "l": Recipe(74, 48, backbone_lr=2.5e-6, weight_decay=1.25e-4, **_POSE),
+        "x": Recipe(74, 48, backbone_lr=2.5e-6, weight_decay=1.25e-4, **_POSE),
+    },
 }
 WARMUP_EPOCHS = 3
 
@@ -91,6 +117,8 @@ class Plan:
     ema_warmup: int
     notes: tuple[str, ...] = ()
     """what was changed from the published recipe, and advice"""
+    warmup_power: int = 2
+    reload_best: bool = True
 
     @property
     def total(self) -> int:
@@ -120,10 +148,14 @@ class Plan:
         lines = [
             f"plan: {self.epochs} epochs of {self.steps} steps, {self.effective_batch} pictures each"
             + (f" ({self.accumulate} x {self.batch} per process)" if self.accumulate > 1 else ""),
-            f"  learning rate {self.lr:.3g}, backbone {self.backbone_lr:.3g}: rises for {self.warmup} steps, flat until"
-            f" step {self.flat}, falls to {self.gamma:g} of it at step {self.total - self.plain_steps}",
-            f"  mosaic {self.augment.mosaic:g} and mixup {self.augment.mixup:g} until epoch {self.mosaic_until}, strong"
-            f" augmentation until epoch {self.plain_from}",
+            f"  learning rate {self.lr:.3g}, backbone {self.backbone_lr:.3g}: rises for {self.warmup} steps, "
+            + (
+                f"flat until step {self.flat}, falls to {self.gamma:g} of it at step {self.total - self.plain_steps}"
+                if self.gamma < 1
+                else "then flat"
+            ),
+            f"  mosaic {self.augment.mosaic:g}, mixup {self.augment.mixup:g} and copy-paste {self.augment.paste:g} until"
+            f" epoch {self.mosaic_until}, strong augmentation until epoch {self.plain_from}",
             f"  weights averaged with decay {self.ema:.6g} (warm-up {self.ema_warmup} steps)",
         ]
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
@@ -178,6 +210,8 @@ def resolve(config: TrainConfig, recipe: Recipe, pictures: int, world: int = 1, 
         ema=decay,
         ema_warmup=ema_warmup,
         notes=tuple(notes),
+        warmup_power=recipe.warmup_power,
+        reload_best=recipe.reload_best if config.reload_best is None else config.reload_best,
     )
 
 
@@ -234,8 +268,9 @@ def _rates(
 def _augment(config: TrainConfig, recipe: Recipe) -> Augment:
     preset = PRESETS[config.augment]
     if config.augment == "default":
-        preset = replace(preset, mosaic=recipe.mosaic, mixup=recipe.mixup)
-    return replace(preset, mosaic=_chosen(config.mosaic, preset.mosaic), mixup=_chosen(config.mixup, preset.mixup))
+        preset = replace(preset, mosaic=recipe.mosaic, mixup=recipe.mixup, paste=recipe.paste)
+    given = {name: getattr(config, name) for name in ("mosaic", "mixup", "paste")}
+    return replace(preset, **{name: value for name, value in given.items() if value is not None})
 
 
 def _chosen(given: float | None, published: float) -> float:

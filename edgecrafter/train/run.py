@@ -65,7 +65,14 @@ def _run(begin: Begin, device: torch.device) -> Trained:
     precision = machine.precision(config.precision, device)
     network = begin.network.to(device)
     step = SupervisedStep(
-        network, task, info.labels, info.input, seed=config.seed, precision=precision, freeze=tuple(config.freeze)
+        network,
+        task,
+        info.labels,
+        info.input,
+        seed=config.seed,
+        precision=precision,
+        freeze=tuple(config.freeze),
+        noise=config.noise,
     )
     state = _state(begin, network, device, precision)
     if config.compile:
@@ -89,7 +96,6 @@ def _run(begin: Begin, device: torch.device) -> Trained:
             watch=task.scores[0],
             patience=config.patience,
             val_every=config.val_every,
-            reload_best=config.reload_best,
             worst=_worst(begin, device) if device.type == "cuda" else None,
             keep=lambda averaged, best: _keep(averaged, begin, best),
         )
@@ -142,10 +148,10 @@ def _batches(begin: Begin, device: torch.device) -> loader.Loader:
 
 def _worst(begin: Begin, device: torch.device) -> Batch:
     """The largest batch that can come, for ``probe``."""
-    augment, info = begin.plan.augment, begin.info
+    augment, info, task = begin.plan.augment, begin.info, TASKS[begin.info.task]
     most = int(begin.train.counts().max()) * (4 if augment.mosaic else 1) * (2 if augment.mixup else 1)
-    most = min(max(most, TASKS[info.task].budget), MOST_OBJECTS)  # fewer objects can have fewer denoising queries
-    return worst_batch(info.input.size, begin.plan.batch, most, info.labels, device)
+    most = min(max(most, task.budget), MOST_OBJECTS)  # fewer objects can have fewer denoising queries
+    return worst_batch(info.input.size, begin.plan.batch, most, info.labels, device, task.truth)
 
 
 def _evaluate(network: nn.Module, begin: Begin, pictures: Annotations, precision: str) -> Scores:

@@ -16,7 +16,7 @@ from edgecrafter.train import distributed
 from edgecrafter.train.ema import Average
 from edgecrafter.train.recipes import Plan
 
-WEIGHTS, LAST, BEST = "weights", "last.pt", "best.pt"
+RUNS, WEIGHTS, LAST, BEST = "runs", "weights", "last.pt", "best.pt"
 
 
 @dataclass
@@ -143,8 +143,13 @@ def new_folder(project: str | Path, name: str, exist_ok: bool = False) -> Path:
             number += 1
 
 
-def interrupted(resume: str | bool, project: str | Path) -> Path:
-    """The folder of the run to go on with: the given one, or the newest of ``project`` that has a state.
+def run_project(project: str, task: str) -> str:
+    """The folder in which runs of a task are stored, unless one is given."""
+    return project or f"{RUNS}/{task}"
+
+
+def interrupted(resume: str | bool, project: str) -> Path:
+    """The folder of the run to go on with: the given one, or the newest that has a state, of ``project`` or of all.
 
     Raises ``FileNotFoundError`` when there is none.
     """
@@ -154,9 +159,12 @@ def interrupted(resume: str | bool, project: str | Path) -> Path:
         if not (folder / WEIGHTS / LAST).is_file():
             raise FileNotFoundError(f"resume={resume}: no {WEIGHTS}/{LAST} there, nothing was saved that could go on")
         return folder
-    found = sorted(Path(project).expanduser().glob(f"*/{WEIGHTS}/{LAST}"), key=lambda path: path.stat().st_mtime)
+    root, runs = (Path(project).expanduser(), "*") if project else (Path(RUNS), "*/*")
+    places = root.glob(f"{runs}/{WEIGHTS}/{LAST}")
+    found = sorted(places, key=lambda path: path.stat().st_mtime)
     if not found:
-        raise FileNotFoundError(f"resume: no run with {WEIGHTS}/{LAST} in {project}; give its folder, or project=...")
+        where = project or f"{RUNS}/"
+        raise FileNotFoundError(f"resume: no run with {WEIGHTS}/{LAST} in {where}; give its folder, or project=...")
     return found[-1].parent.parent
 
 

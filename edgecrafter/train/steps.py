@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from edgecrafter.infer import PRECISIONS
 from edgecrafter.losses.set_loss import SetLoss
-from edgecrafter.tasks import Task
+from edgecrafter.tasks import Task, skeleton
 from edgecrafter.train import distributed
 from edgecrafter.types import Batch, InputSpec, Labels, LayerOutput, Outputs, Target
 
@@ -32,15 +32,19 @@ class SupervisedStep(nn.Module):
         precision: str = "fp32",
         freeze: tuple[str, ...] = (),
         budget: int | None = None,
+        noise: str = "paper",
     ) -> None:
-        """``loss`` and ``budget`` (denoising queries per image) are the task's unless given; ``freeze`` as in
-        ``TrainConfig``."""
+        """``loss`` and ``budget`` (denoising queries per image) are the task's unless given; ``freeze`` and ``noise`` as
+        in ``TrainConfig``."""
         super().__init__()
         self.network = network
         self.loss = loss or task.loss(labels)
         self.task, self.labels, self.spec = task, labels, spec
         self.seed, self.dtype = seed, PRECISIONS[precision]
         self.budget = task.budget if budget is None else budget
+        if noise not in task.noises:
+            raise ValueError(f"noise={noise!r}: the denoising of {task.name} knows {', '.join(task.noises)}")
+        self.noise = noise
         self.still = freeze_parts(network, freeze)
         self.train()
 
@@ -58,16 +62,20 @@ class SupervisedStep(nn.Module):
         mean of all parts, both over all processes; None when the step has one part.
         """
         device = next(self.network.parameters()).device
-        noise = torch.Generator().manual_seed(_mixed(self.seed, step, part, distributed.rank()))
+        seed = _mixed(self.seed, step, part, distributed.rank())
         # made where the targets are, on the host: many small steps, and the device has not to be waited for
-        group = self.task.denoise(batch.targets, self.labels, noise, self.budget).to(device)
+        host = torch.Generator().manual_seed(seed)
+        group = self.task.denoise(batch.targets, self.labels, host, self.budget, self.noise).to(device)
+        places = torch.Generator(device).manual_seed(seed)
         batch = batch.to(device)
         images = self.spec.normalise(batch.images)
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
             outputs = self.network(images, [group])
         self.loss.reduce_count = lambda counts: _shared_counts(counts, objects)
         with torch.autocast(images.device.type, enabled=False):
-            losses: dict[str, Tensor] = self.loss(float32(outputs), batch.targets)
+            losses: dict[str, Tensor] = self.loss(
+                float32(outputs), batch.targets, lambda shape: torch.rand(shape, generator=places, device=device)
+            )
         return losses
 
 
@@ -135,13 +143,21 @@ def _inside(name: str, part: str) -> bool:
     return name == part or name.startswith(part.rstrip(".") + ".")
 
 
-def worst_batch(size: tuple[int, int], batch: int, objects: int, labels: Labels, device: torch.device) -> Batch:
-    """The largest batch that can come: ``batch`` gray pictures with ``objects`` objects each."""
+def worst_batch(
+    size: tuple[int, int], batch: int, objects: int, labels: Labels, device: torch.device, truth: str = ""
+) -> Batch:
+    """The largest batch that can come: ``batch`` gray pictures with ``objects`` objects each, and their ``truth``."""
     side = max(1, int(objects**0.5 + 0.999))
     place = torch.arange(objects)
     centres = torch.stack([place % side, place // side], dim=1).add(0.5) / side
     boxes = torch.cat([centres, torch.full_like(centres, 0.8 / side)], dim=1)
     target = Target(labels=place % len(labels), boxes=boxes)
+    if truth == "masks":
+        target.masks = torch.ones(objects, *size, dtype=torch.bool)
+    if truth == "keypoints":
+        points = centres[:, None].expand(-1, len(skeleton(labels)), -1)
+        target.keypoints = torch.cat([points, torch.full_like(points[..., :1], 2)], dim=-1)
+        target.area = boxes[:, 2:].prod(-1)
     images = torch.full((batch, 3, *size), 114, dtype=torch.uint8)
     return Batch(images, [replace(target) for _ in range(batch)]).to(device)
 
