@@ -161,7 +161,7 @@ def train(options: TrainConfig) -> None:
 
 def val(options: ValOptions) -> None:
     """Score and print the table."""
-    from edgecrafter.train.state import new_folder
+    from edgecrafter.train.state import new_folder, run_project
 
     loaded = _load(options)
     loaded = loaded.fuse() if options.fuse else loaded
@@ -176,13 +176,13 @@ def val(options: ValOptions) -> None:
     )
     print(scores.table())
     print(f"{scores.images} pictures, {scores.images_per_second:.1f} per second")
-    print(f"written to {scores.write(new_folder(_project(options, loaded), options.name))}")
+    print(f"written to {scores.write(new_folder(run_project(options.project, loaded.info.task), options.name))}")
 
 
 def predict(options: PredictOptions) -> None:
     """Print what was found in each picture, and save the drawings."""
     from edgecrafter.cli.parsing import UsageError
-    from edgecrafter.train.state import new_folder
+    from edgecrafter.train.state import new_folder, run_project
 
     if not options.source:
         raise UsageError("no pictures given. Example: edgecrafter predict ecdet-s street.jpg")
@@ -201,7 +201,7 @@ def predict(options: PredictOptions) -> None:
         title = f"{result.title} ({result.path})" if numbered else result.title
         print(json.dumps(result.to_dict()) if options.json else f"{title}: {result.summary()}")
         if options.save:
-            folder = folder or new_folder(_project(options, loaded), options.name)
+            folder = folder or new_folder(run_project(options.project, loaded.info.task), options.name)
             result.save(folder)
     if folder is not None and not options.json:
         print(f"drawn pictures in {folder}")
@@ -250,10 +250,6 @@ def _load(options: ValOptions | PredictOptions) -> Model:
 
     changes = {} if options.mask_blocks is None else {"mask_blocks": options.mask_blocks}
     return model.load(options.model, options.device, **changes)
-
-
-def _project(options: ValOptions | PredictOptions, loaded: Model) -> str:
-    return options.project or f"runs/{loaded.info.task}"
 
 
 def _train_options() -> type[TrainConfig]:
