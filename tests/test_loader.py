@@ -15,7 +15,7 @@ from small_data import annotations as annotate
 from small_data import picture, random_objects
 
 from edgecrafter.data import loader
-from edgecrafter.data.annotations import Annotations
+from edgecrafter.data.annotations import Annotations, Masks
 from edgecrafter.data.dataset import Dataset, Key
 from edgecrafter.data.transforms import PRESETS, Augment
 from edgecrafter.types import Batch, Labels
@@ -237,6 +237,17 @@ def test_memory_does_not_grow(data):
 
 def test_a_worker_sends_one_tensor(data):
     raw = Dataset(data, SIZE)[Key(0, 0, (1, 2, 3), Augment.strong())]
-    tensors = [item for item in (raw.images, *raw.indices, *raw.objects) if isinstance(item, torch.Tensor)]
+    tensors = [item for item in (raw.images, raw.masks, *raw.indices, *raw.objects) if isinstance(item, torch.Tensor)]
     assert len(tensors) == 1
     assert all(isinstance(found.boxes, np.ndarray) for found in raw.objects)
+
+
+def test_masks_are_sent_as_one_more_tensor_eight_pixels_in_a_byte(data):
+    nothing = np.zeros(len(data.classes) + 1, np.int64)
+    square = np.array([[2, 2], [17, 2], [17, 17], [2, 17]], np.float32)
+    rows = np.arange(len(data.classes) + 1)
+    masks = Masks(np.tile(square, (len(data.classes), 1)), rows * 4, rows, np.zeros(0, np.uint8), nothing)
+    raw = Dataset(replace(data, masks=masks), SIZE)[Key(0, 0, (1, 2, 3), Augment.NONE)]
+    assert raw.masks is not None and raw.masks.dtype == torch.uint8
+    assert raw.masks.shape == (sum(len(found) for found in raw.objects), SIZE[0], SIZE[1] // 8)
+    assert len(raw.masks) > 3 and all(found.masks is None and found.shapes is None for found in raw.objects)

@@ -77,8 +77,7 @@ def outline(rings: Sequence[NDArray[np.float64]], window: Rect) -> Patch:
 
     points = np.concatenate(rings)
     x0, y0, x1, y1 = _meet(np.floor(points.min(axis=0)), np.ceil(points.max(axis=0)), window)
-    # cut a pixel farther out, so that the cuts themselves are not seen
-    cut = [clip(ring, (x0 - 1, y0 - 1, x1 + 1, y1 + 1)) - (x0, y0) for ring in rings]
+    cut = [clip(ring, (x0, y0, x1, y1)) - (x0, y0) for ring in rings]
     flat = [ring.ravel() for ring in cut if len(ring) > 2]
     if x1 <= x0 or y1 <= y0 or not flat:
         return NOTHING
