@@ -1,0 +1,81 @@
+"""Segmentation and pose start from a trained detector: what is taken, what is new, and that it is said."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from edgecrafter import hub
+from edgecrafter.start import origin, start
+from edgecrafter.tasks import TASKS
+from edgecrafter.types import InputSpec, Labels, Skeleton
+
+LABELS = Labels(("cat", "dog"), skeleton=Skeleton(("nose", "tail")))
+
+
+@pytest.fixture
+def detector(tmp_path):
+    torch.manual_seed(1)
+    network, info = hub.create("ecdet-p", Labels(("dog", "bird")), InputSpec((64, 64)))
+    return network.state_dict(), hub.save(network, info, tmp_path / "detector.safetensors")
+
+
+@pytest.mark.parametrize("task", ("segment", "pose"))
+def test_backbone_and_encoder_of_a_detector(detector, task):
+    given, path = detector
+    torch.manual_seed(2)
+    network, info, lines, random_vit = start(
+        origin(f"{TASKS[task].prefix}-p"), LABELS, (64, 64), weights=str(path), queries=50
+    )
+    own = network.state_dict()
+    shared = [name for name in own if name.startswith(("backbone.", "encoder."))]
+    assert all(torch.equal(own[name], given[name]) for name in shared) and not random_vit
+    text = "\n".join(lines)
+    assert "weights of ecdet-p (detect)" in text and f"encoder {sum(n.startswith('enc') for n in own)} of" in text
+    same = [n for n in own if n.startswith("decoder.") and n in given and own[n].shape == given[n].shape]
+    taken = [n for n in same if torch.equal(own[n], given[n]) and given[n].any() and own[n].dim() > 1]
+    if task == "segment":
+        assert len(taken) > 20 and "decoder.masks" in text, "the decoder of boxes is taken, the mask head is new"
+        assert torch.equal(own["decoder.enc_score.weight"][1], given["decoder.enc_score.weight"][0]), "dog by name"
+    else:
+        assert not taken and "decoder 0 of" in text, "entries of the pose decoder that happen to fit are another thing"
+    assert info.task == task and info.source.startswith("from ")
+
+
+def test_released_masks_are_trained_with_all_blocks(tmp_path):
+    network, info = hub.create("ecseg-p", LABELS, InputSpec((64, 64)), mask_blocks=1)
+    path = hub.save(network, info, tmp_path / "released.safetensors")
+    _, trained, lines, _ = start(origin(path), LABELS)
+    assert trained.size.mask_blocks == 0 and "all mask blocks" in lines[0]
+
+
+def test_released_pose_weights_give_their_person_to_our_classes(tmp_path):
+    """Two channels and 81 label rows become our one class, taken by its name."""
+    torch.manual_seed(0)
+    network, info = hub.create("ecpose-p")
+    assert info.labels.used == (1,) and info.size.label_rows == 81
+    person = Labels(("person",), skeleton=info.labels.skeleton)
+    path = hub.save(network, info, tmp_path / "released.safetensors")
+    ours, trained, _, _ = start(origin(path), person)
+    assert trained.size.label_rows == 0 and ours.decoder.groups.labels.weight.shape[0] == 1
+    for name in ("enc_score", "groups.labels"):
+        row = ours.decoder.get_submodule(name).weight[0]
+        assert torch.equal(row, network.decoder.get_submodule(name).weight[1])
+
+
+def test_pose_needs_keypoints():
+    with pytest.raises(ValueError, match="the classes cup have no keypoints"):
+        hub.create("ecpose-p", Labels(("cup",)))
+
+
+def test_options_at_loading(tmp_path):
+    network, info = hub.create("ecinsseg-p", LABELS, InputSpec((64, 64)))
+    path = hub.save(network, info, tmp_path / "m.safetensors")
+    loaded, again = hub.load(path, mask_blocks=1)
+    assert again.size.mask_blocks == 1 and loaded.decoder.masks.used == 1
+    assert hub.load(path)[0].decoder.masks.used == 3
+
+
+@pytest.mark.parametrize("name, proper", [("ECSEG-S", "ecinsseg-s"), ("ecpose-n", "ecpose-n"), ("a/File", "a/file")])
+def test_proper_names(name, proper):
+    assert hub.proper(name) == proper
