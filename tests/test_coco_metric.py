@@ -7,6 +7,8 @@ import logging
 import math
 import pickle
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,16 @@ import pytest
 import torch
 from small_data import Row, annotations, random_objects
 
+from edgecrafter.data import formats
 from edgecrafter.data.annotations import Annotations, to_coco
+from edgecrafter.geometry import keypoints as keypoint_ops
+from edgecrafter.geometry import runs
 from edgecrafter.metrics.coco import CocoScorer
-from edgecrafter.types import Detections, Labels
+from edgecrafter.types import Detections, Labels, Skeleton
 
-COCO_MINI = Path(__file__).parents[2] / "shared" / "data" / "coco_mini"
 STANDARD = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+POSES = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
+"""pycocotools' numbers of keypoints, in its order"""
 LABELS = Labels(("cat", "dog", "bird", "nothing"), (90, 7, 1, 44))
 
 
@@ -45,37 +51,98 @@ def guesses(truth: Annotations, seed: int = 0, scale: float = 0.1) -> dict[int, 
     return found
 
 
-def scorer(truth: Annotations, found: dict[int, Detections], max_det: int | None = None) -> CocoScorer:
-    filled = CocoScorer(truth, max_det)
+def shapes(truth: Annotations, seed: int = 0) -> dict[int, Detections]:
+    """``guesses`` with masks: of each object one that is moved and frayed, or none of its pixels; and inventions."""
+    tool = pytest.importorskip("pycocotools.mask")
+    rng = np.random.default_rng(seed)
+    drawn = to_coco(truth)["annotations"]
+    found = {}
+    for index, image in enumerate(truth.image_ids.tolist()):
+        h, w = truth.sizes[index].tolist()
+        rows = np.arange(len(truth.ids))[truth.objects(index)]
+        chosen = rng.permutation(np.repeat(rows, 2))[: rng.integers(0, 2 * len(rows) + 1)]
+        masks = np.zeros((len(chosen) + 3, h, w), bool)
+        for mask, row in zip(masks, chosen, strict=False):
+            code = drawn[row]["segmentation"]
+            code = tool.merge(tool.frPyObjects(code, h, w)) if isinstance(code, list) else code
+            moves = rng.normal(0, 0.05, 2) * np.sqrt(truth.areas[row])
+            mask[:] = np.roll(tool.decode(code).astype(bool), moves.round().astype(int), axis=(0, 1))
+            mask &= rng.random((h, w)) > rng.choice([0, 0, 0.1, 0.4, 1])
+        for mask in masks[len(chosen) :]:
+            y, x = rng.integers(0, h), rng.integers(0, w)
+            mask[y : y + rng.integers(1, 90), x : x + rng.integers(1, 90)] = True
+        named = np.concatenate([truth.classes[chosen], rng.choice(truth.classes, 3)])
+        scores, labels = scored(rng, named, len(truth.labels))
+        codes = runs.from_array(masks)
+        found[image] = Detections(scores, labels, torch.from_numpy(codes.boxes()), size=(h, w), masks=codes)
+    return found
+
+
+def poses(truth: Annotations, seed: int = 0) -> dict[int, Detections]:
+    """Poses of every object, near and far, some far away, labelled keypoints or not."""
+    rng = np.random.default_rng(seed)
+    assert truth.keypoints is not None
+    found = {}
+    for index, image in enumerate(truth.image_ids.tolist()):
+        rows = np.arange(len(truth.ids))[truth.objects(index)]
+        chosen = rng.permutation(np.repeat(rows, 2))[: rng.integers(0, 2 * len(rows) + 1)]
+        points = truth.keypoints[chosen].copy()
+        noise = rng.normal(0, rng.choice([0.01, 0.03, 0.1], (len(chosen), 1, 1)), (*points.shape[:2], 2))
+        points[..., :2] += noise * np.sqrt(truth.areas[chosen])[:, None, None]
+        invented = rng.uniform(0, 300, (2, *points.shape[1:]))
+        points = np.concatenate([points, invented]).astype(np.float32)
+        points[..., 2] = 1
+        scores, labels = scored(rng, np.concatenate([truth.classes[chosen], [0, 0]]), len(truth.labels))
+        keypoints = torch.from_numpy(points)
+        found[image] = Detections(scores, labels, keypoint_ops.extent(keypoints[..., :2]), keypoints=keypoints)
+    return found
+
+
+def scored(rng: np.random.Generator, named: Any, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores with ties, best first, and the classes, some of them wrong."""
+    wrong = rng.random(len(named)) < 0.1
+    labels = np.where(wrong, rng.integers(0, classes, len(named)), named)
+    scores = np.sort(rng.random(len(named)).round(2))[::-1].astype(np.float32).copy()
+    return torch.from_numpy(scores), torch.from_numpy(labels)
+
+
+def scorer(
+    truth: Annotations, found: dict[int, Detections], max_det: int | None = None, kind: str = "bbox"
+) -> CocoScorer:
+    filled = CocoScorer(truth, max_det, kind)
     for image, detections in found.items():
         filled.add(image, detections)
     return filled
 
 
-def reference(truth: dict[str, Any], results: list[dict[str, Any]], limits: tuple[int, ...] = (1, 10, 100)) -> Any:
+def reference(
+    truth: dict[str, Any], results: list[dict[str, Any]], kind: str = "bbox", sigmas: Sequence[float] = ()
+) -> Any:
     """pycocotools' evaluation of the same."""
     tool = pytest.importorskip("pycocotools.cocoeval")
     known = pytest.importorskip("pycocotools.coco").COCO()
     known.dataset = {"info": {}, **truth}
     known.createIndex()
-    counter = tool.COCOeval(known, known.loadRes(results), "bbox")
-    counter.params.maxDets = list(limits)
+    counter = tool.COCOeval(known, known.loadRes(results), kind)
+    if sigmas:
+        counter.params.kpt_oks_sigmas = np.array(sigmas)
     counter.evaluate()
     counter.accumulate()
-    if len(limits) == 3:
-        counter.summarize()
+    counter.summarize()
     return counter
 
 
 def assert_equal(ours: CocoScorer, truth: dict[str, Any]) -> float:
     """Every standard number and every class against pycocotools; gives back the largest difference."""
-    counter = reference(truth, ours.results())
+    skeleton = ours.annotations.labels.skeleton
+    counter = reference(truth, ours.results(), ours.kind, skeleton.sigmas if skeleton else ())
     count = ours.count()
+    assert tuple(count.scores()) == (POSES if ours.kind == "keypoints" else STANDARD)
     wanted = [float("nan") if value == -1 else float(value) for value in counter.stats]
-    pairs = list(zip([count.scores()[name] for name in STANDARD], wanted, strict=True))
+    pairs = list(zip(count.scores().values(), wanted, strict=True))
     for row in count.per_class():
         column = counter.params.catIds.index(row.category_id)
-        precision, recall = counter.eval["precision"][:, :, column, 0, 2], counter.eval["recall"][:, column, 0, 2]
+        precision, recall = counter.eval["precision"][:, :, column, 0, -1], counter.eval["recall"][:, column, 0, -1]
         for value, array in ((row.ap, precision), (row.ap50, precision[0]), (row.ar, recall)):
             pairs.append((value, float(array[array > -1].mean()) if (array > -1).any() else float("nan")))
     assert all(math.isnan(a) == math.isnan(b) for a, b in pairs)
@@ -94,15 +161,37 @@ def test_same_as_pycocotools_on_made_up_data(seed: int) -> None:
     assert 0.02 < ours.count().scores()["AP"] < 0.9
 
 
-@pytest.mark.skipif(not COCO_MINI.is_dir(), reason="needs the shared data set coco_mini")
 @pytest.mark.parametrize("scale", [0.02, 0.1, 0.3])
-def test_same_as_pycocotools_on_real_annotations(scale: float) -> None:
-    from edgecrafter.data.formats import coco
-
-    truth = coco.read(COCO_MINI, "val")
+def test_same_as_pycocotools_on_real_annotations(scale: float, shared_data: Path) -> None:
+    truth = formats.load(shared_data / "coco_mini", "val")
     ours = scorer(truth, guesses(truth, 1, scale))
-    file = json.loads((COCO_MINI / "annotations" / "instances_val.json").read_text())
+    file = json.loads((shared_data / "coco_mini" / "annotations" / "instances_val.json").read_text())
     print(f"coco_mini, noise {scale}: AP {ours.count().scores()['AP']:.3f}, differs by {assert_equal(ours, file):.1e}")
+
+
+@pytest.mark.parametrize(
+    "name, file, kind, crowds",
+    [
+        ("coco_mini", "instances_val", "segm", 7),
+        ("coco_mini", "instances_val_rle", "segm", 7),
+        ("coco_mini", "person_keypoints_val", "keypoints", 2),
+        ("cats_seg", "instances_test", "segm", 0),
+        ("mouse_pose", "person_keypoints_val", "keypoints", 0),
+    ],
+)
+def test_masks_and_keypoints_same_as_pycocotools(
+    name: str, file: str, kind: str, crowds: int, shared_data: Path
+) -> None:
+    path = shared_data / name / "annotations" / f"{file}.json"
+    truth = formats.load(path, "val", truth="masks" if kind == "segm" else kind)
+    assert truth.crowd.sum() == crowds
+    ours = scorer(truth, (shapes if kind == "segm" else poses)(truth), kind=kind)
+    largest = max(assert_equal(ours, to_coco(truth)), assert_equal(ours, json.loads(path.read_text())))
+    scores = ours.count().scores()
+    print(f"{name}, {file}, {kind}: AP {scores['AP']:.3f}, differs by {largest:.1e}")
+    assert 0.1 < scores["AP"] < 0.9
+    boxes = scorer(truth, (shapes if kind == "segm" else poses)(truth))
+    assert_equal(boxes, to_coco(truth))
 
 
 def test_limits_above_100_are_added_and_the_standard_stays() -> None:
@@ -136,6 +225,56 @@ def test_ranks_are_merged_and_images_count_once() -> None:
     merged.merge(states)
     assert merged.results() == whole.results()
     assert merged.count().scores() == pytest.approx(whole.count().scores(), nan_ok=True)
+
+
+@pytest.mark.parametrize("name, kind, guess", [("cats_seg", "segm", shapes), ("mouse_pose", "keypoints", poses)])
+def test_masks_and_keypoints_of_ranks_are_merged(name: str, kind: str, guess: Any, shared_data: Path) -> None:
+    truth = formats.load(shared_data / name, "val", truth="masks" if kind == "segm" else kind).subset(range(7))
+    found = guess(truth)
+    ids = truth.image_ids.tolist()
+    nothing = Detections(torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+    found[ids[2]] = nothing
+    whole = scorer(truth, found, kind=kind)
+    shares = [ids[:2], [ids[2]], [], ids[3:]]
+    states = [scorer(truth, {image: found[image] for image in share}, kind=kind).state() for share in shares]
+    states = pickle.loads(pickle.dumps(states))
+    assert all(isinstance(value, torch.Tensor) for state in states for value in state.values())
+    merged = CocoScorer(truth, kind=kind)
+    merged.merge(states)
+    assert merged.results() == whole.results() and len(whole.results()) > 5
+    assert merged.count().scores() == pytest.approx(whole.count().scores(), nan_ok=True)
+
+
+def test_what_a_kind_needs() -> None:
+    truth = annotations(LABELS, [[(0, (0, 0, 5, 5), False)]], [(10, 20)])
+    found = Detections(torch.ones(1), torch.zeros(1, dtype=torch.int64), torch.zeros(1, 4))
+    for kind, word in (("segm", "masks"), ("keypoints", "keypoints")):
+        with pytest.raises(ValueError, match=f"no {word}"):
+            CocoScorer(truth, kind=kind).add(10, found)
+    turned = runs.from_array(np.ones((1, 20, 10), bool))
+    with pytest.raises(ValueError, match=r"masks of a picture of \(20, 10\), but it has \(10, 20\)"):
+        CocoScorer(truth, kind="segm").add(10, replace(found, masks=turned))
+
+
+def test_poses_have_a_limit_of_twenty_and_every_class_its_column() -> None:
+    skeleton = Skeleton(("a", "b"))
+    labels = replace(LABELS, skeleton=skeleton)
+    places = [(20.0 * i, 0.0, 20.0 * i + 15, 40.0) for i in range(30)]
+    truth = annotations(labels, [[(2, box, False) for box in places]], [(50, 600)])
+    keypoints = np.array([[(x0, y0, 2), (x1, y1, 2)] for x0, y0, x1, y1 in places], np.float32)
+    keypoints[29] = 0  # not labelled: neither found nor missed
+    truth = replace(truth, keypoints=keypoints)
+    found = Detections(
+        torch.linspace(0.9, 0.1, 30),
+        torch.full((30,), 2),
+        torch.from_numpy(truth.boxes),
+        keypoints=torch.tensor(keypoints),
+    )
+    count = scorer(truth, {10: found}, max_det=60, kind="keypoints").count()
+    assert count.scores()["AR"] == pytest.approx(20 / 29) and count.scores()["AR60"] == pytest.approx(1)
+    rows = {row.name: row for row in count.per_class()}
+    assert rows["bird"].objects == 29 and rows["bird"].ar == pytest.approx(20 / 29)
+    assert all(math.isnan(rows[name].ap) for name in ("cat", "dog", "nothing"))
 
 
 def test_every_image_is_needed_once() -> None:
