@@ -77,9 +77,7 @@ def start(
         info = given.file[1]
         row, lines = _trained(info.size, given.task)
         spec = info.input if size is None else replace(info.input, size=size)
-        info = replace(
-            info, size=row.changed(**options), labels=labels, input=spec, licence=OWN_LICENCE, source=RANDOM
-        )
+        info = replace(info, size=row.changed(**options), labels=labels, input=spec, licence=OWN_LICENCE, source=RANDOM)
         network = build(info)
     else:
         spec = InputSpec() if size is None else InputSpec(size)

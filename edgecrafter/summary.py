@@ -44,10 +44,18 @@ TABLES = {
         "ecdet-x": Published(49, 151, 57.9, "156.9 GFLOPs, published 151"),
     },
     "Table 3: pose": {
-        "ecpose-s": Published(9.9, 30.4, 68.9, "29.45 GFLOPs, without the attention across queries (1.1); published 30.4"),
-        "ecpose-m": Published(19.8, 62.8, 72.4, "60.56 GFLOPs, without the attention across queries (2.5); published 62.8"),
-        "ecpose-l": Published(34.3, 111.7, 73.5, "109.39 GFLOPs, without the attention across queries (2.5); published 111.7"),
-        "ecpose-x": Published(50.6, 172.2, 74.8, "169.97 GFLOPs, without the attention across queries (2.5); published 172.2"),
+        "ecpose-s": Published(
+            9.9, 30.4, 68.9, "29.45 GFLOPs, without the attention across queries (1.1); published 30.4"
+        ),
+        "ecpose-m": Published(
+            19.8, 62.8, 72.4, "60.56 GFLOPs, without the attention across queries (2.5); published 62.8"
+        ),
+        "ecpose-l": Published(
+            34.3, 111.7, 73.5, "109.39 GFLOPs, without the attention across queries (2.5); published 111.7"
+        ),
+        "ecpose-x": Published(
+            50.6, 172.2, 74.8, "169.97 GFLOPs, without the attention across queries (2.5); published 172.2"
+        ),
     },
     "Table 4: instance segmentation": {
         "ecinsseg-s": Published(10.3, 33.1, 43.0),
@@ -136,7 +144,9 @@ def compare(found: list[Summary]) -> str:
     counted = {each.name: each for each in found}
     for title, rows in TABLES.items():
         lines += [f"{title}", f"{'':<10} {'parameters, M':^26}  {'GFLOPs':^28}  AP"]
-        lines += [f"{'':<10} {'training':>8} {'deploy':>8} {'paper':>8}  {'all':>8} {'paper way':>10} {'paper':>8}  paper"]
+        lines += [
+            f"{'':<10} {'training':>8} {'deploy':>8} {'paper':>8}  {'all':>8} {'paper way':>10} {'paper':>8}  paper"
+        ]
         lines += [*(_line(counted[name], row) for name, row in rows.items() if name in counted), ""]
     return "\n".join([*lines, *NOTES, *(f"  {name}: {row.deviation}" for name, row in PAPER.items() if row.deviation)])
 

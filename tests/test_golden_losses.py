@@ -53,6 +53,10 @@ def layer(arrays, case, part, leaves):
     return LayerOutput(**got)
 
 
+def packed(dense):
+    return torch.from_numpy(np.packbits(dense > 0, axis=-1))
+
+
 def stored_draws(arrays, case):
     """The random points of a case, in the order in which they were drawn; checks every shape."""
     names = iter(sorted(name for name in arrays.files if name.startswith(f"{case}/rand/")))
@@ -72,12 +76,10 @@ def loss_of(case):
 def scene(arrays, case):
     """Outputs, targets and leaves of one stored case."""
     leaves: dict[str, torch.Tensor] = {}
-    targets = [
-        Target(*(tensor(arrays, f"{case}/target_{i}/{name}") for name in ("labels", "boxes"))) for i in range(2)
-    ]
+    targets = [Target(*(tensor(arrays, f"{case}/target_{i}/{name}") for name in ("labels", "boxes"))) for i in range(2)]
     for i, target in enumerate(targets):
         if f"{case}/target_{i}/masks" in arrays.files:
-            target.masks = tensor(arrays, f"{case}/target_{i}/masks") > 0
+            target.masks = packed(arrays[f"{case}/target_{i}/masks"])
     noisy = Outputs([layer(arrays, case, f"dn_{i}", leaves) for i in range(3)], layer(arrays, case, "dn_pre", leaves))
     positive = [tensor(arrays, f"{case}/dn_positive_idx_{i}") for i in range(2)]
     image = torch.cat([torch.full_like(p, i) for i, p in enumerate(positive)])
@@ -205,13 +207,14 @@ def test_targets_of_the_edges(stored):
 
 def test_mask_terms_at_given_points(stored):
     arrays, numbers = stored
-    logits, true, points = (tensor(arrays, f"points/{name}") for name in ("mask_logits", "target_masks", "coords"))
-    found, labels = masks.bilinear(logits, points), masks.nearest(true > 0, points)
+    logits, points = tensor(arrays, "points/mask_logits"), tensor(arrays, "points/coords")
+    true = packed(arrays["points/target_masks"])
+    found, labels = masks.bilinear(logits, points), masks.nearest(true, points)
     torch.testing.assert_close(found, tensor(arrays, "points/sampled_logits"), rtol=0, atol=1e-5)
     assert torch.equal(labels, tensor(arrays, "points/sampled_labels"))
     whole = tensor(arrays, "points/pairwise_ce") + tensor(arrays, "points/pairwise_dice")
     torch.testing.assert_close(masks.compared(found[None], labels[None])[0], whole, rtol=1e-5, atol=1e-5)
-    truth = Truth([Target(torch.zeros(5, dtype=torch.int64), torch.zeros(5, 4), masks=true > 0)])
+    truth = Truth([Target(torch.zeros(5, dtype=torch.int64), torch.zeros(5, 4), masks=true)])
     pairs = Match(torch.zeros(5, dtype=torch.int64), torch.arange(5), torch.arange(5))
     view = View("", "final", LayerOutput(logits), pairs, pairs, torch.tensor(5.0), torch.tensor(5.0))
     view.sampled = (found, labels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
@@ -38,7 +39,8 @@ def some_targets(counts, classes=3, seed=0, side=(64, 64)):
         rows, columns = (torch.arange(length)[None] / length for length in side)
         inside_y = (rows >= low[:, 1:]) & (rows < high[:, 1:])
         inside_x = (columns >= low[:, :1]) & (columns < high[:, :1])
-        target.masks = inside_y[:, :, None] & inside_x[:, None]
+        bits = (inside_y[:, :, None] & inside_x[:, None]).numpy()
+        target.masks = torch.from_numpy(np.packbits(bits, axis=-1))
         points = low[:, None] + torch.rand(count, 3, 2, generator=random) * extent[:, None]
         seen = torch.tensor([2.0, 1.0, 0.0]).expand(count, 3)[..., None]
         target.keypoints = torch.cat([points * (seen > 0), seen], dim=-1)

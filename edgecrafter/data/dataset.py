@@ -76,7 +76,7 @@ class RawBatch(NamedTuple):
     """without their masks"""
     indices: tuple[int, ...]
     masks: Tensor | None = None
-    """[N, H, W / 8] uint8, packed (``rasters.unpack``), of all objects of one picture after the other"""
+    """[N, H, W / 8] uint8, packed (``np.unpackbits``), of all objects of one picture after the other"""
 
 
 class Dataset(torch.utils.data.Dataset[RawBatch]):

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 from edgecrafter.data.annotations import Annotations
 from edgecrafter.data.dataset import Dataset, Draw, Key, RawBatch, generator
 from edgecrafter.data.objects import Objects
-from edgecrafter.data.rasters import unpack
 from edgecrafter.data.transforms import Augment
 from edgecrafter.types import Batch, Target
 
@@ -174,7 +173,7 @@ def to_target(objects: Objects, dataset: Dataset, index: int) -> Target:
     return Target(
         labels=torch.from_numpy(objects.labels),
         boxes=torch.from_numpy(boxes),
-        masks=None if objects.masks is None else torch.from_numpy(unpack(objects.masks, w)),
+        masks=None if objects.masks is None else torch.from_numpy(objects.masks),
         keypoints=None if points is None else torch.from_numpy(points / np.array((w, h, 1), np.float32)),
         area=None if areas is None else torch.from_numpy(areas / np.float32(h * w)),
         image_id=int(dataset.annotations.image_ids[index]),

@@ -51,7 +51,7 @@ class Objects:
     shapes: tuple[Shape, ...] | None = None
     """N masks to be, until ``rasters.fill`` makes ``masks`` of them"""
     masks: NDArray[np.uint8] | None = None
-    """[N, H, W / 8] masks of the input, eight pixels of a row in a byte (``rasters.unpack``)"""
+    """[N, H, W / 8] masks of the input, eight pixels of a row in a byte (``np.unpackbits``)"""
     keypoints: NDArray[np.float32] | None = None
     """[N, K, 3] x, y and visibility 0/1/2; zeros where not labelled"""
     areas: NDArray[np.float32] | None = None

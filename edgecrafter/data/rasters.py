@@ -1,7 +1,7 @@
 """Masks become pixels: once per sample, straight at the size of the network's input, and only where they are seen.
 
 Polygons are moved as points and filled by COCO's own rule; run-length codes are decoded at the size of their picture
-and read at the nearest pixel. Masks stay packed, eight pixels in a byte, until they have left the worker process.
+and read at the nearest pixel. Masks stay packed, eight pixels in a byte: the losses read single pixels of them.
 """
 
 from __future__ import annotations
@@ -38,11 +38,6 @@ def fill(objects: Objects, size: tuple[int, int]) -> Objects:
     packed = np.zeros((len(objects), size[0], -(-size[1] // 8)), np.uint8)
     left = [draw(shape, rows, size) for shape, rows in zip(objects.shapes, packed, strict=True)]
     return replace(objects, shapes=None, masks=packed).take(np.array(left, bool))
-
-
-def unpack(packed: NDArray[np.uint8], width: int) -> NDArray[np.bool_]:
-    """Pixels [N, H, width] of packed masks [N, H, width / 8]."""
-    return np.unpackbits(packed, axis=-1, count=width).view(np.bool_)
 
 
 def draw(shape: Shape, packed: NDArray[np.uint8], size: tuple[int, int]) -> bool:

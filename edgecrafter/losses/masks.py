@@ -64,11 +64,12 @@ def shared_logits(masks: MaskMap, points: Tensor) -> Tensor:
 
 
 def nearest(masks: Tensor, points: Tensor) -> Tensor:
-    """True masks [N, H, W] bool at points [N, S, 2] in 0..1 -> [N, S] float."""
-    H, W = masks.shape[1:]
+    """True masks [N, H, W / 8], packed, at points [N, S, 2] in 0..1 -> [N, S] float 0 or 1."""
+    H, W = masks.shape[1], 8 * masks.shape[2]
     x = (points[..., 0] * W - 0.5).round().long().clamp(0, W - 1)
     y = (points[..., 1] * H - 0.5).round().long().clamp(0, H - 1)
-    return masks.flatten(1).gather(1, y * W + x).float()
+    byte = masks.flatten(1).gather(1, (y * W + x) // 8).long()
+    return ((byte >> (7 - x % 8)) & 1).float()
 
 
 def mask_ce(view: View, truth: Truth, pairs: Match, count: Tensor) -> Tensor:

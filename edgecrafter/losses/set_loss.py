@@ -59,9 +59,7 @@ class SetLoss(nn.Module):
         self.costs = tuple(costs)
         self.reduce_count: Callable[[Tensor], Tensor] = lambda counts: counts
 
-    def forward(
-        self, outputs: Outputs, targets: list[Target], uniform: Uniform | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, outputs: Outputs, targets: list[Target], uniform: Uniform | None = None) -> dict[str, Tensor]:
         """``uniform`` gives the random places that mask terms look at; None: torch's own random numbers."""
         device = outputs.layers[-1].logits.device
         truth = Truth(targets, uniform or (lambda shape: torch.rand(shape, device=device)))

@@ -60,7 +60,7 @@ class Truth:
 
     @cached_property
     def masks(self) -> Tensor:
-        """[N, H, W] bool"""
+        """[N, H, W / 8] packed, see ``Target``"""
         return self.all("masks")
 
     @cached_property

@@ -65,6 +65,4 @@ def mask_decoder(size: Size, classes: int) -> Decoder:
 
 def pose_decoder(size: Size, classes: int, keypoints: int) -> PoseDecoder:
     """The decoder of the pose task."""
-    return PoseDecoder(
-        classes, keypoints, size.width, size.pose_ffn, size.pose_layers, size.queries, size.label_rows
-    )
+    return PoseDecoder(classes, keypoints, size.width, size.pose_ffn, size.pose_layers, size.queries, size.label_rows)

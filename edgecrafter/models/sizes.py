@@ -73,7 +73,9 @@ def _expect(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 #              vit  heads ratio width csp_depth csp_width enc_ffn det_ffn
 SIZES = {
-    "p": Size(96, 3, 4, 64, 1, 16, 128, 128, det_layers=3, depth=6, queries=100, pose_ffn=128, pose_layers=3, ours=True),
+    "p": Size(
+        96, 3, 4, 64, 1, 16, 128, 128, det_layers=3, depth=6, queries=100, pose_ffn=128, pose_layers=3, ours=True
+    ),
     "n": Size(128, 2, 4, 128, 2, 32, 256, 256, det_layers=3, pose_ffn=256, pose_layers=3, ours=True),
     "s": Size(192, 3, 4, 192, 2, 32, 512, 512, project="top", pose_layers=3),
     "m": Size(256, 4, 4, 256, 2, 96, 512, 1024, project="top"),

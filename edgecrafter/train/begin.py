@@ -59,7 +59,9 @@ def fresh(config: TrainConfig) -> Begin:
     plan = recipes.resolve(config, recipe, len(training), distributed.world(), random_vit)
     distributed.say("\n".join([*lines, *_crowded(training, info), plan.report()]))
     folder = distributed.broadcast(
-        new_folder(run_project(config.project, info.task), config.name, config.exist_ok) if distributed.rank() == 0 else Path()
+        new_folder(run_project(config.project, info.task), config.name, config.exist_ok)
+        if distributed.rank() == 0
+        else Path()
     )
     begin = Begin(network, info, training, validation, plan, folder, config)
     if distributed.rank() == 0:

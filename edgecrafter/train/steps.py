@@ -153,7 +153,7 @@ def worst_batch(
     boxes = torch.cat([centres, torch.full_like(centres, 0.8 / side)], dim=1)
     target = Target(labels=place % len(labels), boxes=boxes)
     if truth == "masks":
-        target.masks = torch.ones(objects, *size, dtype=torch.bool)
+        target.masks = torch.full((objects, size[0], size[1] // 8), 255, dtype=torch.uint8)
     if truth == "keypoints":
         points = centres[:, None].expand(-1, len(skeleton(labels)), -1)
         target.keypoints = torch.cat([points, torch.full_like(points[..., :1], 2)], dim=-1)
