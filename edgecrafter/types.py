@@ -127,7 +127,7 @@ class Target:
     boxes: Tensor
     """[N, 4] float32, cxcywh in 0..1"""
     masks: Tensor | None = None
-    """[N, H, W / 8] uint8, at the size of the input: eight pixels of a row in a byte, the first one in its highest bit"""
+    """[N, H, W / 8] uint8, at the size of the input: eight pixels of a row in a byte, the first in its highest bit"""
     keypoints: Tensor | None = None
     """[N, K, 3] float32: x, y in 0..1, and visibility (0 not labelled, 1 covered, 2 visible)"""
     area: Tensor | None = None

@@ -1,7 +1,8 @@
 """Names of the authors' released checkpoints, both ways, as data.
 
 The tables list (ours, theirs) with ``#`` for a number and ``*`` for the rest of a name; the first row that fits wins.
-The decoders for boxes (with masks or without) and for poses have a table each. Loading is strict: every key must be known, every tensor must have its shape, constants must have their value.
+The decoders for boxes (with masks or without) and for poses have a table each. Loading is strict: every key must be
+known, every tensor must have its shape, constants must have their value.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ class TrainConfig:
     exist_ok: bool = False
     """write into the folder even if it holds an earlier run, whose files are replaced"""
     weights: str = "auto"
-    """what to start from: auto (the released weights of the name, or the file given as `model`), none, or a file or name;
-    a segmentation or pose model may start from a detector"""
+    """what to start from: auto (the released weights of the name, or the file given as `model`), none, or a file or
+    name; a segmentation or pose model may start from a detector"""
     backbone: str | None = None
     """a distilled vision transformer to start from: its name or file; the rest of the network is then new"""
     queries: int | None = None

@@ -145,16 +145,13 @@ class Plan:
 
     def report(self) -> str:
         """The plan in a few lines for the console."""
+        falls = f"flat until step {self.flat}, falls to {self.gamma:g} of it at step {self.total - self.plain_steps}"
+        falls = falls if self.gamma < 1 else "then flat"
         lines = [
             f"plan: {self.epochs} epochs of {self.steps} steps, {self.effective_batch} pictures each"
             + (f" ({self.accumulate} x {self.batch} per process)" if self.accumulate > 1 else ""),
-            f"  learning rate {self.lr:.3g}, backbone {self.backbone_lr:.3g}: rises for {self.warmup} steps, "
-            + (
-                f"flat until step {self.flat}, falls to {self.gamma:g} of it at step {self.total - self.plain_steps}"
-                if self.gamma < 1
-                else "then flat"
-            ),
-            f"  mosaic {self.augment.mosaic:g}, mixup {self.augment.mixup:g} and copy-paste {self.augment.paste:g} until"
+            f"  learning rate {self.lr:.3g}, backbone {self.backbone_lr:.3g}: rises for {self.warmup} steps, {falls}",
+            f"  mosaic {self.augment.mosaic:g}, mixup {self.augment.mixup:g}, copy-paste {self.augment.paste:g} until"
             f" epoch {self.mosaic_until}, strong augmentation until epoch {self.plain_from}",
             f"  weights averaged with decay {self.ema:.6g} (warm-up {self.ema_warmup} steps)",
         ]

@@ -34,8 +34,8 @@ class SupervisedStep(nn.Module):
         budget: int | None = None,
         noise: str = "paper",
     ) -> None:
-        """``loss`` and ``budget`` (denoising queries per image) are the task's unless given; ``freeze`` and ``noise`` as
-        in ``TrainConfig``."""
+        """``loss`` and ``budget`` (denoising queries per image) are the task's unless given; ``freeze`` and ``noise``
+        as in ``TrainConfig``."""
         super().__init__()
         self.network = network
         self.loss = loss or task.loss(labels)
