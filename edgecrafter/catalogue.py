@@ -58,8 +58,8 @@ def table(entries: list[Entry]) -> str:
     lines += ["", *(f"[{number}] {licence}" for number, licence in enumerate(licences, 1))]
     lines += [
         "",
-    lines += ["", "AP is the paper's (COCO val2017; of boxes, masks or keypoints, by the task), not measured here."]
-    lines += ["Weights are fetched from their authors:"]
+        "AP is the paper's (COCO val2017; of boxes, masks or keypoints, by the task), not measured here.",
+        "Weights are fetched from their authors:",
     ]
     lines += [f"  {entry.name:<{width}}  {entry.url}" for entry in entries if entry.url]
     return "\n".join(lines)
