@@ -73,8 +73,8 @@ NOTES = (
     "paper's and was not measured here.",
     "'all' counts every matrix product; 'paper way' leaves out those inside fused attention (nearly all of them in the",
     "ViT), which the authors' counter does not see. It adds norms and activations, under 1 %, and so says 26.04,",
-    "53.05, 99.63 and 156.93 for the released ECDet files. Masks are of all 300 queries, with the one block of",
-    "the mask head that the released inference applies. Known deviations of the authors' counter from the published tables:",
+    "53.05, 99.63 and 156.93 for the released ECDet files. Masks are of all 300 queries, with the one block of the",
+    "mask head that the released inference applies. Where the authors' counter and the published tables differ:",
 )
 
 

@@ -52,9 +52,51 @@ def test_published_plan(
     assert (plan.ema, plan.ema_warmup, plan.notes) == (0.9999, 1000, ())
 
 
-def test_any_run_has_a_valid_plan() -> None:
+@pytest.mark.parametrize(
+    "size, epochs, mosaic_until, backbone_lr, decay",
+    [  # EdgeCrafter, Table 11
+        ("s", 90 + 2, 45, 2.5e-5, 1e-4),
+        ("m", 90 + 2, 45, 2.5e-5, 1e-4),
+        ("l", 72 + 2, 48, 2.5e-6, 1.25e-4),
+        ("x", 72 + 2, 48, 2.5e-6, 1.25e-4),
+    ],
+)
+def test_published_plan_of_pose(size: str, epochs: int, mosaic_until: int, backbone_lr: float, decay: float) -> None:
+    pictures = 56_599
+    plan = resolve(TrainConfig(data="coco"), recipe_for("pose", size), pictures)
+    assert (plan.epochs, plan.steps, plan.effective_batch) == (epochs, pictures // 64, 64)
+    assert (plan.mosaic_until, plan.plain_from) == (mosaic_until, epochs - 2)
+    assert plan.augment == Augment.strong(0.5, 0.5, 0.5)
+    assert (plan.lr, plan.backbone_lr, plan.weight_decay) == (5e-4, backbone_lr, decay)
+    assert (plan.warmup, plan.ema_warmup, plan.reload_best, plan.notes) == (500, 2000, False, ())
+    rates = [factor(i + 1, plan.total, plan.warmup, plan.flat, plan.plain_steps, plan.gamma, 1) for i in range(600)]
+    assert rates[:500] == [(i + 1) / 500 for i in range(500)] and set(rates[500:]) == {1.0}
+    assert factor(plan.total, plan.total, 500, plan.flat, plan.plain_steps, plan.gamma, plan.warmup_power) == 1
+
+
+@pytest.mark.parametrize("size, epochs, mosaic_until", [("s", 74, 36), ("m", 74, 36), ("l", 50, 24), ("x", 50, 24)])
+def test_published_plan_of_segmentation(size: str, epochs: int, mosaic_until: int) -> None:
+    """As for detection (A.2.3), but for the epochs of M and the backbone's rate of L."""
+    plan = resolve(TrainConfig(data="coco"), recipe_for("segment", size), COCO)
+    assert (plan.epochs, plan.mosaic_until, plan.effective_batch) == (epochs, mosaic_until, 32)
+    assert plan.backbone_lr == (2.5e-5 if size in "sm" else 2.5e-6)
+    assert plan.augment.paste == 0 and plan.reload_best and plan.notes == ()
+
+
+def test_plans_of_older_runs_are_read() -> None:
+    """A run of version 0.2 can go on: what it does not say is what it did."""
+    plan = resolve(TrainConfig(), recipe_for("detect", "s"), 1000)
+    values = plan.to_dict()
+    for new in ("warmup_power", "reload_best"):
+        del values[new]
+    del values["augment"]["paste"]
+    assert Plan.from_dict(values) == plan
+
+
+@pytest.mark.parametrize("task", RECIPES)
+def test_any_run_has_a_valid_plan(task: str) -> None:
     rng = random.Random(0)
-    for size in RECIPES["detect"]:
+    for size in RECIPES[task]:
         for _ in range(300):
             pictures, world = int(10 ** rng.uniform(0.7, 5)), rng.choice([1, 2, 4])
             config = TrainConfig(
@@ -63,7 +105,7 @@ def test_any_run_has_a_valid_plan() -> None:
                 accumulate=rng.choice([1, 2, 5]),
                 warmup=rng.choice([None, 0, 10**6]),
             )
-            check(resolve(config, recipe_for("detect", size), pictures, world), pictures, world)
+            check(resolve(config, recipe_for(task, size), pictures, world), pictures, world)
 
 
 def check(plan: Plan, pictures: int, world: int) -> None:
@@ -77,7 +119,10 @@ def check(plan: Plan, pictures: int, world: int) -> None:
     assert 0 <= plan.ema < 1 and plan.ema_warmup >= 1
     assert plan.backbone_lr > 0 and plan.lr > 0
     sample = sorted({*range(0, plan.total, max(1, plan.total // 200)), plan.total - 1})
-    rates = [factor(i + 1, plan.total, plan.warmup, plan.flat, plan.plain_steps, plan.gamma) for i in sample]
+    rates = [
+        factor(i + 1, plan.total, plan.warmup, plan.flat, plan.plain_steps, plan.gamma, plan.warmup_power)
+        for i in sample
+    ]
     assert all(0 < rate <= 1 for rate in rates)
     rising = [rate for i, rate in zip(sample, rates, strict=True) if i + 1 <= plan.warmup]
     falling = rates[len(rising) :]

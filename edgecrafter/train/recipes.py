@@ -81,7 +81,7 @@ STEPS_FLOOR = 3000  # fewer steps than this rarely converge; epochs that nobody 
 EPOCHS_CEILING = 300  # ... up to this number
 WARMUP_SHARE = 5  # the warm-up takes at most 1/5 of the steps
 EMA_SHARE = 10  # the weights are averaged over at most 1/10 of the steps
-EMA_WARMUP_SHARE = 100
+EMA_WARMUP_SHARE = 30
 
 
 @dataclass(frozen=True)
