@@ -47,7 +47,7 @@ class ModelInfo:
         labels = row["labels"]
         skeleton = labels["skeleton"] and Skeleton(**{k: _tuples(v) for k, v in labels["skeleton"].items()})
         spec = {key: _tuples(value) for key, value in row["input"].items()}
-        unused = tuple(labels.get("unused", ()))  # files of version 0.2 do not say
+        unused = tuple(labels.get("unused", ()))  # early files do not say
         row["labels"] = Labels(tuple(labels["names"]), tuple(labels["ids"]), skeleton, unused)
         return ModelInfo(**{**row, "size": Size(**row["size"]), "input": InputSpec(**spec)})
 

@@ -84,7 +84,7 @@ def test_published_plan_of_segmentation(size: str, epochs: int, mosaic_until: in
 
 
 def test_plans_of_older_runs_are_read() -> None:
-    """A run of version 0.2 can go on: what it does not say is what it did."""
+    """An older run can go on: what its plan does not say is what it did."""
     plan = resolve(TrainConfig(), recipe_for("detect", "s"), 1000)
     values = plan.to_dict()
     for new in ("warmup_power", "reload_best"):
