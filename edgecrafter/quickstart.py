@@ -62,7 +62,7 @@ class Course:
 
 COURSES = {
     "detect": Course(SHAPES, pictures=480, side=160, seen=4320, rate=25, queries=50, finds="boxes"),
-    "segment": Course(SHAPES, pictures=480, side=160, seen=3360, rate=19, queries=50, finds="masks"),
+    "segment": Course(SHAPES, pictures=480, side=160, seen=3840, rate=22, queries=50, finds="masks"),
     "pose": Course(POSED, pictures=480, side=160, seen=4320, rate=20, queries=30, finds="keypoints"),
 }
 LAYOUTS = {
