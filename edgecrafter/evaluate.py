@@ -20,20 +20,30 @@ from edgecrafter.data import loader
 from edgecrafter.data.annotations import Annotations
 from edgecrafter.files import written_beside
 from edgecrafter.infer import TOP_K, choose_device, detect
-from edgecrafter.metrics.coco import ClassScore, CocoCount, CocoScorer
+from edgecrafter.metrics.coco import CocoScorer
+from edgecrafter.metrics.coco_count import ClassScore, CocoCount
+from edgecrafter.tasks import TASKS
 from edgecrafter.types import Labels
 
 if TYPE_CHECKING:
     from edgecrafter.hub import ModelInfo
 
 
+FURTHER = {"bbox": ("box_", "boxes"), "segm": ("mask_", "masks"), "keypoints": ("keypoint_", "keypoints")}
+"""what stands before the scores of a kind that does not lead: before their names, and before their line in a table"""
+
+
 @dataclass(frozen=True)
 class Scores:
-    """The outcome of an evaluation. Numbers are in 0..1; an undefined one (no such objects) is ``nan``."""
+    """The outcome of an evaluation. Numbers are in 0..1; an undefined one (no such objects) is ``nan``.
+
+    The task says what leads: boxes, masks or keypoints. The table of classes, the curves and the predictions are of
+    what leads.
+    """
 
     model: str
     overall: dict[str, float]
-    """AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl (see ``metrics.coco``)"""
+    """AP AP50 AP75 APs ... of what leads (see ``CocoCount.scores``), and with a prefix what else is scored: box_AP"""
     per_class: list[ClassScore]
     images: int
     images_per_second: float
@@ -42,20 +52,26 @@ class Scores:
     scorer: CocoScorer = field(repr=False)
 
     def table(self) -> str:
-        """The scores as text: one line for all, one per class; ``n/a`` where a number is undefined."""
-        head = "  ".join(f"{name} {_text(self.overall[name])}" for name in ("AP", "AP50", "AP75", "APs", "APm", "APl"))
+        """The scores as text: a line for all of each kind, one per class; ``n/a`` where a number is undefined."""
         width = max(5, *(len(row.name) for row in self.per_class))
-        lines = [head, f"{'class':<{width}}  objects     AP   AP50     AR     F1  at score"]
+        further = [f"{title}: {self._line(prefix)}" for prefix, title in FURTHER.values() if self._line(prefix)]
+        lines = [self._line(), *further, f"{'class':<{width}}  objects     AP   AP50     AR     F1  at score"]
         for row in self.per_class:
             numbers = "  ".join(f"{_text(value):>5}" for value in (row.ap, row.ap50, row.ar, row.f1, row.threshold))
             lines.append(f"{row.name:<{width}}  {row.objects:>7}  {numbers}")
         return "\n".join(lines)
 
+    def _line(self, prefix: str = "") -> str:
+        """The numbers of one kind, if they are there."""
+        names = [name for name in ("AP", "AP50", "AP75", "APs", "APm", "APl") if prefix + name in self.overall]
+        return "  ".join(f"{name} {_text(self.overall[prefix + name])}" for name in names)
+
     def write(self, folder: str | Path) -> Path:
         """Write ``metrics.json``, ``per_class.csv``, ``curves.csv`` and ``predictions.json`` into ``folder``.
 
         ``curves.csv`` holds recall, precision and score of every class with objects, at an overlap of 0.5.
-        ``predictions.json`` is in COCO's result format with the category ids of the data. Gives back the folder.
+        ``predictions.json`` is in COCO's result format with the category ids of the data: boxes, masks as run-length
+        codes, or keypoints, whatever leads. Gives back the folder.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +114,7 @@ def evaluate(
     world: int = 1,
     gather: Callable[[object], list[object]] | None = None,
 ) -> Scores:
-    """Score a detector on annotated pictures.
+    """Score a model on annotated pictures, by everything that its task counts.
 
     Boxes are not clipped to the picture, as in the released evaluation. The classes of model and data are matched by
     name: what the model finds of other classes is left out.
@@ -106,30 +122,35 @@ def evaluate(
     Args:
         network: gives ``Outputs`` for a normalised batch; its training flags are the same afterwards.
         info: of the model; says its classes and how a picture becomes an input.
-        annotations: pictures and truth.
+        annotations: pictures and truth, with the masks or keypoints that the task needs.
         batch: images per forward pass.
         workers: processes that read pictures; 0 reads in this one.
         device: where to run; the network is moved there. None: where the network is.
         precision: ``fp32``, ``bf16`` or ``fp16`` for the network; answers are decoded in float32.
         size: (height, width) of the input, other than the model's own.
-        max_det: detections kept per image (default 300). Above 100, the scores for that many are added; the standard
-            numbers keep looking at 100 per class.
+        max_det: detections kept per image (default 300). Above COCO's limit per class (100, of keypoints 20), the
+            scores for that many are added; the standard numbers keep their limit.
         progress: show a bar on terminals.
         rank, world, gather: this process, how many share the evaluation, and a function that gives every process the
             objects of all; all of them return the same scores.
 
     Raises:
-        ValueError: no images, an unknown precision, a number below its least, or objects of a class that the model does
-            not have.
+        ValueError: no images, no masks or keypoints where the task needs them, an unknown precision, a number below its
+            least, or objects of a class that the model does not have.
     """
     if batch < 1 or (max_det is not None and max_det < 1):
         raise ValueError(f"batch={batch}, max_det={max_det}: both are at least 1")
     if not len(annotations):
         raise ValueError(f"{annotations.root}: no images to evaluate on")
+    truth = TASKS[info.task].truth
+    if truth and getattr(annotations, truth) is None:
+        raise ValueError(f"{annotations.root}: no {truth} to score {info.name} by. Read the data with truth={truth!r}.")
     chosen, renamed = _shared_classes(info.labels, annotations)
     network = network if device is None else network.to(choose_device(device))
-    batches = loader.plain(annotations, size or info.input.size, batch, workers=workers, rank=rank, world=world)
-    scorer = CocoScorer(annotations, max_det)
+    pictures = replace(annotations, masks=None, keypoints=None)  # nobody draws the truth to count it
+    batches = loader.plain(pictures, size or info.input.size, batch, workers=workers, rank=rank, world=world)
+    kinds = TASKS[info.task].counts
+    scorers = {kind: CocoScorer(annotations, max_det, kind) for kind in kinds}
     options: dict[str, Any] = {"top_k": max_det or TOP_K, "precision": precision, "classes": chosen}
     start = time.perf_counter()
     seen = 0
@@ -138,27 +159,41 @@ def evaluate(
             sizes = [target.size for target in each.targets]
             found = detect(network, info.input, each.images, sizes, **options)
             for target, detections in zip(each.targets, found, strict=True):
-                scorer.add(target.image_id, replace(detections, labels=renamed[detections.labels]))
+                for scorer in scorers.values():
+                    scorer.add(target.image_id, replace(detections, labels=renamed[detections.labels]))
             seen += len(found)
     rate = seen / (time.perf_counter() - start)
     if world > 1:
         assert gather is not None, "an evaluation shared by processes needs a way to gather"
-        scorer.merge(gather(scorer.state()))  # type: ignore[arg-type]
-    count = scorer.count()
-    return Scores(info.name, count.scores(), count.per_class(), len(annotations), rate, count, scorer)
+        _share(scorers, gather)
+    leads, *others = (scorer.count() for scorer in scorers.values())
+    overall = leads.scores()
+    for kind, count in zip(kinds[1:], others, strict=True):
+        overall |= {FURTHER[kind][0] + name: value for name, value in count.scores().items()}
+    return Scores(info.name, overall, leads.per_class(), len(annotations), rate, leads, scorers[kinds[0]])
+
+
+def _share(scorers: dict[str, CocoScorer], gather: Callable[[object], list[object]]) -> None:
+    """Every process takes what the others have collected."""
+    states: list[Any] = gather({kind: scorer.state() for kind, scorer in scorers.items()})
+    for kind, scorer in scorers.items():
+        scorer.merge(state[kind] for state in states)
 
 
 def _shared_classes(model: Labels, annotations: Annotations) -> tuple[Tensor | None, Tensor]:
     """Labels of the model that the data have (None: all), and for every label of the model that of the data."""
     data = annotations.labels
+    known = [model.names[label] for label in model.used]
     needed = np.unique(annotations.classes)
-    unknown = [data.names[label] for label in needed if data.names[label] not in model.names]
+    unknown = [data.names[label] for label in needed if data.names[label] not in known]
     if unknown:
         raise ValueError(
             f"the data have objects of classes that the model does not know: {', '.join(unknown)}. "
-            f"The model knows: {', '.join(model.names)}. Train it on these data, or evaluate on data with its classes."
+            f"The model knows: {', '.join(known)}. Train it on these data, or evaluate on data with its classes."
         )
-    renamed = torch.tensor([data.names.index(name) if name in data.names else -1 for name in model.names])
+    places = {name: data.names.index(name) for name in known if name in data.names}
+    renamed = torch.tensor([places.get(name, -1) for name in model.names])
+    renamed[list(model.unused)] = -1
     chosen = (renamed >= 0).nonzero().flatten()
     return (None if len(chosen) == len(model) else chosen), renamed
 
