@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -168,3 +173,14 @@ def test_a_large_photo_equals_the_dense_computation() -> None:
     logits = torch.cat([blobs(1, (160, 160), 24), (0.64 - x.square() - y.square())[None]])
     assert_same(logits, (3000, 4000))
     assert 0.4 < runs.from_logits(logits, (3000, 4000)).areas().mean() / 12e6 < 0.6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory is read from /proc")
+@pytest.mark.parametrize("kind", ["disc", "noise"])
+def test_a_hundred_masks_of_a_large_photo_take_little(kind: str) -> None:
+    script = Path(__file__).parents[1] / "benchmarks" / "masks.py"
+    words = [sys.executable, str(script), "--only", "ours", "--kind", kind, "--rounds", "3", "--threads", "1"]
+    told = subprocess.run(words, capture_output=True, text=True, timeout=300, check=True).stdout
+    numbers = json.loads(told.splitlines()[-1])
+    print(f"100 masks of 4000 x 3000 pixels, {kind}: {numbers}")
+    assert numbers["megabytes"] < 1500 and numbers["seconds"] < 2
