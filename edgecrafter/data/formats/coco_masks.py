@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from edgecrafter.data.formats import run_codes
 from edgecrafter.data.formats.clean_masks import EMPTY, MISSING, OTHER_SIZE, UNDECODED, Drawn, Floats
 from edgecrafter.data.formats.coco_fields import Record
+from edgecrafter.geometry import runs
 
 Ring = list[Any]
 
@@ -64,7 +65,7 @@ def _code(value: Record, size: list[int]) -> tuple[bytes, int]:
         return b"", UNDECODED
     if not counts[1::2].any():
         return b"", EMPTY
-    return run_codes.compress(counts, (height, width)), 0
+    return runs.encode([counts])[0], 0
 
 
 def _numbers(rings: list[Ring]) -> tuple[Floats, NDArray[np.bool_]]:
