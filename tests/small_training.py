@@ -19,15 +19,15 @@ from edgecrafter.train.log import Journal
 from edgecrafter.train.recipes import Plan, recipe_for, resolve
 from edgecrafter.train.state import RunState
 from edgecrafter.train.steps import SupervisedStep
-from edgecrafter.types import Batch, Labels, Target
+from edgecrafter.types import Batch, Labels, Skeleton, Target
 
-LABELS = Labels(("one", "two", "three"))
+LABELS = Labels(("one", "two", "three"), skeleton=Skeleton(("left", "right"), flip_pairs=((0, 1),)))
 PLAIN = SetLoss([term for term in DETECT if term.name != "ddf"])
 """without the self-distilled term, which averages over the queries of a batch"""
 
 
 def batch(objects: Sequence[int], seed: int = 0, side: int = 64) -> Batch:
-    """One picture of noise for each number of objects."""
+    """One picture of noise for each number of objects, which have boxes, masks (all of the picture) and keypoints."""
     random = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (len(objects), 3, side, side), dtype=torch.uint8, generator=random)
     targets = []
@@ -35,7 +35,18 @@ def batch(objects: Sequence[int], seed: int = 0, side: int = 64) -> Batch:
         centres = torch.rand(count, 2, generator=random) * 0.6 + 0.2
         sides = torch.rand(count, 2, generator=random) * 0.3 + 0.05
         labels = torch.randint(len(LABELS), (count,), generator=random)
-        targets.append(Target(labels, torch.cat([centres, sides], 1), image_id=i, path=f"{seed}-{i}.png"))
+        points = torch.stack([centres - sides / 4, centres + sides / 4], 1)
+        targets.append(
+            Target(
+                labels,
+                torch.cat([centres, sides], 1),
+                masks=torch.full((count, side, side // 8), 255, dtype=torch.uint8),
+                keypoints=torch.cat([points, torch.full_like(points[..., :1], 2)], 2),
+                area=sides.prod(1),
+                image_id=i,
+                path=f"{seed}-{i}.png",
+            )
+        )
     return Batch(images, targets)
 
 
@@ -68,14 +79,21 @@ def plan(epochs: int = 2, steps: int = 2, accumulate: int = 1, **changes: Any) -
 
 
 def training(
-    folder: Path, made: Plan, seed: int = 0, precision: str = "fp32", budget: int = 10, done: int = 0, **options: Any
+    folder: Path,
+    made: Plan,
+    seed: int = 0,
+    precision: str = "fp32",
+    budget: int = 10,
+    done: int = 0,
+    task: str = "detect",
+    **options: Any,
 ) -> tuple[SupervisedStep, RunState, Journal]:
     """Step, state and journal of a run in ``folder``, the same weights for the same seed."""
     options |= {"precision": precision, "budget": budget}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network, info = hub.create("ecdet-p", LABELS, queries=20)
-    step = SupervisedStep(network, TASKS["detect"], LABELS, info.input, **options)
+        network, info = hub.create(f"{TASKS[task].prefix}-p", LABELS, queries=20)
+    step = SupervisedStep(network, TASKS[task], LABELS, info.input, **options)
     scaler = torch.amp.GradScaler("cpu", enabled=precision == "fp16")
     average = Average(network, made.ema, made.ema_warmup)
     state = RunState(network, average, optim.adamw(network, made), scaler, made, folder)

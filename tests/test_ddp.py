@@ -63,13 +63,17 @@ SHARES = [[small.batch(counts, seed=10 * rank + i) for i, counts in enumerate(ro
 )]  # fmt: skip
 """three batches of either process; the second has one without objects"""
 SIMPLE: dict[str, Any] = {"loss": small.PLAIN, "budget": 0, "freeze": ("norm",)}
+SIMPLE_POSE: dict[str, Any] = {"task": "pose", "budget": 0, "freeze": ("norm",)}
 
 
 def _trainings(rank: int, folder: Path) -> dict[str, Any]:
     alone = folder / str(rank)
     return {
         "simple": weights_after([[batch] for batch in SHARES[rank]], alone, **SIMPLE),
+        "simple pose": weights_after([[batch] for batch in SHARES[rank]], alone, **SIMPLE_POSE),
         "everything": weights_after([[batch] for batch in SHARES[rank]], alone, budget=100),
+        "segment": weights_after([[batch] for batch in SHARES[rank]], alone, task="segment"),
+        "pose": weights_after([[batch] for batch in SHARES[rank]], alone, task="pose"),
         "accumulated": weights_after([SHARES[rank]], alone),
         "bad": _one_bad(rank, folder),
     }
@@ -95,17 +99,20 @@ def trainings(folder: Path) -> list[dict[str, Any]]:
     return together(_trainings, folder)
 
 
-def test_two_processes_equal_one_on_the_joined_batch(trainings: list[dict[str, Any]], tmp_path: Path) -> None:
-    first, second = (found["simple"] for found in trainings)
+@pytest.mark.parametrize("case, options", [("simple", SIMPLE), ("simple pose", SIMPLE_POSE)])
+def test_two_processes_equal_one_on_the_joined_batch(
+    trainings: list[dict[str, Any]], tmp_path: Path, case: str, options: dict[str, Any]
+) -> None:
+    first, second = (found[case] for found in trainings)
     joined = [[small.joined(pair)] for pair in zip(*SHARES, strict=True)]
-    alone = weights_after(joined, tmp_path, **SIMPLE)
+    alone = weights_after(joined, tmp_path, **options)
     largest = max(float((first[name] - value).abs().max()) for name, value in alone.items())
     print(f"largest difference {largest:.1e}")
     assert largest <= 1e-5
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("case", ["everything", "accumulated"])
+@pytest.mark.parametrize("case", ["everything", "accumulated", "segment", "pose"])
 def test_everything_on(trainings: list[dict[str, Any]], case: str) -> None:
     """Denoising, synchronised batch norm, a process without objects: equal and finite weights."""
     first, second = (found[case] for found in trainings)

@@ -84,28 +84,39 @@ def assert_same(one: Any, other: Any) -> None:
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of uninterrupted runs of every precision."""
+    """The folder of uninterrupted runs of every case."""
     folder = tmp_path_factory.mktemp("straight")
-    for precision in ("fp32", "fp16"):
-        step, state, journal = small.training(folder / precision, PLAN, precision=precision)
+    for case, options in CASES.items():
+        step, state, journal = small.training(folder / case, PLAN, **options)
         fit(step, small.Batches(BATCHES), score, state, journal)  # type: ignore[arg-type]
     return folder
 
 
-@pytest.mark.parametrize("after, precision", [(1, "fp32"), (5, "fp32"), (8, "fp32"), (9, "fp16"), (11, "fp32")])
-def test_interrupted_run_goes_on_to_the_same_state(tmp_path: Path, straight: Path, after: int, precision: str) -> None:
-    step, state, journal = small.training(tmp_path, PLAN, precision=precision)
+CASES: dict[str, dict[str, str]] = {
+    "fp32": {},
+    "fp16": {"precision": "fp16"},
+    "segment": {"task": "segment"},
+    "pose": {"task": "pose"},
+}
+
+
+@pytest.mark.parametrize(
+    "after, case", [(1, "fp32"), (5, "fp32"), (8, "fp32"), (9, "fp16"), (11, "fp32"), (5, "segment"), (9, "pose")]
+)
+def test_interrupted_run_goes_on_to_the_same_state(tmp_path: Path, straight: Path, after: int, case: str) -> None:
+    options: dict[str, Any] = CASES[case]
+    step, state, journal = small.training(tmp_path, PLAN, **options)
     state.save()
     with pytest.raises(Stopped):
         fit(step, Interrupted(BATCHES, after), score, state, journal)  # type: ignore[arg-type]
     done = after // len(BATCHES)
-    step, state, journal = small.training(tmp_path, PLAN, seed=9, precision=precision, done=done)
+    step, state, journal = small.training(tmp_path, PLAN, seed=9, done=done, **options)
     state.load(read(tmp_path / WEIGHTS / LAST))
     assert state.progress.epoch == done
     fit(step, small.Batches(BATCHES), score, state, journal)  # type: ignore[arg-type]
     for name in (LAST, BEST):
-        assert_same(*(read(folder / WEIGHTS / name) for folder in (straight / precision, tmp_path)))
-    rows = [read_rows(folder / "results.csv") for folder in (straight / precision, tmp_path)]
+        assert_same(*(read(folder / WEIGHTS / name) for folder in (straight / case, tmp_path)))
+    rows = [read_rows(folder / "results.csv") for folder in (straight / case, tmp_path)]
     assert [row["epoch"] for row in rows[0]] == [row["epoch"] for row in rows[1]] == list("123456")
 
 
