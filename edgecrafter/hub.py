@@ -117,9 +117,7 @@ def save(weights: nn.Module | Mapping[str, Tensor], info: ModelInfo, path: str |
     return path
 
 
-def load(
-    name_or_path: str | Path, device: str | torch.device = "cpu", **options: Any
-) -> tuple[Detector, ModelInfo]:
+def load(name_or_path: str | Path, device: str | torch.device = "cpu", **options: Any) -> tuple[Detector, ModelInfo]:
     """A trained network in evaluation mode, from our file, a released file, or a name of the registry.
 
     ``options`` replace fields of the size's row that fit the weights all the same, such as ``mask_blocks``.

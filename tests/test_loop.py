@@ -43,9 +43,7 @@ class Poisoned(SetLoss):
         super().__init__()
         self.bad, self.calls = bad, 0
 
-    def forward(
-        self, outputs: Outputs, targets: list[Target], uniform: Uniform | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, outputs: Outputs, targets: list[Target], uniform: Uniform | None = None) -> dict[str, Tensor]:
         losses = super().forward(outputs, targets, uniform)
         self.calls += 1
         if self.calls in self.bad:
