@@ -70,7 +70,7 @@ def dense(layer: LayerOutput, size: tuple[int, int], count: int) -> list[Any]:
     assert layer.masks is not None
     best = layer.logits[0, :, 0].topk(count).indices
     found = []
-    for logits in layer.masks.of(torch.zeros_like(best), best):
+    for logits in layer.masks.of(torch.zeros_like(best), best, [len(best)]):
         values = F.interpolate(logits[None, None], size, mode="bilinear", align_corners=False)
         found.append(np.packbits((values > 0).numpy()))
     return found

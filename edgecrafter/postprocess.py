@@ -103,7 +103,7 @@ def _masks(masks: MaskMap, image: int, queries_K: Tensor, size: tuple[int, int])
     counts: list[NDArray[np.int64]] = []
     for start in range(0, len(unique), MASKS):
         some = unique[start : start + MASKS]
-        counts += runs.from_logits(own.of(torch.zeros_like(some), some), size).counts
+        counts += runs.from_logits(own.of(torch.zeros_like(some), some, [len(some)]), size).counts
     return runs.Runs(size, tuple(counts))[rows]
 
 

@@ -165,6 +165,8 @@ class Match:
     """[P] int64, index of the query"""
     object: Tensor
     """[P] int64, index of the object within its image"""
+    counts: tuple[int, ...] | None = None
+    """pairs of each image, known on the host; only where the pairs are in the order of the images"""
 
     def __len__(self) -> int:
         return len(self.image)
@@ -207,17 +209,16 @@ class MaskMap:
     bias: Tensor
     """[1]"""
 
-    def of(self, image: Tensor, query: Tensor) -> Tensor:
-        """Logits of the masks of some queries, [P] and [P] int64 -> [P, h, w]."""
-        B, _, h, w = self.pixels.shape
-        chosen = self.queries[image, query]
-        if B == 1:
-            return (chosen @ self.pixels[0].flatten(1) + self.bias).view(-1, h, w)
-        found = chosen.new_zeros(len(chosen), h * w)
-        for each in range(B):  # a product per image: gathering the pixels of every pair would take B x Q maps
-            rows = (image == each).nonzero().flatten()
-            found = found.index_copy(0, rows, chosen[rows] @ self.pixels[each].flatten(1) + self.bias)
-        return found.view(-1, h, w)
+    def of(self, image: Tensor, query: Tensor, counts: Sequence[int]) -> Tensor:
+        """Logits of the masks of some queries, [P] and [P] int64 in the order of the images -> [P, h, w].
+
+        ``counts`` are the masks of each image; images at the end may be missing.
+        """
+        h, w = self.pixels.shape[2:]
+        chosen = torch.split(self.queries[image, query], list(counts) or [0])
+        # a product per image: gathering the pixels of every pair would take a map for each
+        found = [part @ pixels.flatten(1) for part, pixels in zip(chosen, self.pixels, strict=False)]
+        return (torch.cat(found) + self.bias).view(-1, h, w)
 
     def dense(self) -> Tensor:
         """Logits of all masks, [B, Q, h, w]."""

@@ -87,7 +87,10 @@ def scene(arrays, case):
     queries = noisy.layers[0].logits.shape[1]
     empty = torch.zeros(2, queries, dtype=torch.int64)
     noisy.group = QueryGroup(
-        empty, torch.zeros(2, queries, 4), empty[0], answers=Match(image, torch.cat(positive), objects)
+        empty,
+        torch.zeros(2, queries, 4),
+        empty[0],
+        answers=Match(image, torch.cat(positive), objects, tuple(len(p) for p in positive)),
     )
     outputs = Outputs(
         [layer(arrays, case, part, leaves) for part in ("aux_0", "aux_1", "main")],

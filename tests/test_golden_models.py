@@ -76,7 +76,7 @@ def test_golden_layers_and_outputs(golden):
         if last.boxes is not None:
             worst["boxes"] = largest(last.boxes, arrays["pred_boxes"])
         if last.masks is not None:
-            first = last.masks.of(torch.zeros(4, dtype=torch.int64), torch.arange(4))
+            first = last.masks.of(torch.zeros(4, dtype=torch.int64), torch.arange(4), [4])
             worst["masks"] = largest(first, arrays["pred_masks_first4"].astype(np.float32))
             assert torch.allclose(first, last.masks.dense()[0, :4], atol=1e-3)
         if last.keypoints is not None:

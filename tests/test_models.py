@@ -241,5 +241,8 @@ def test_chosen_masks_are_those_of_all_masks():
     model = network(task="segment").eval()
     with torch.no_grad():
         masks = model(torch.rand(2, 3, 64, 64)).layers[-1].masks
-        image, query = torch.tensor([1, 0, 1, 1]), torch.tensor([3, 0, 9, 3])
-        torch.testing.assert_close(masks.of(image, query), masks.dense()[image, query], atol=1e-4, rtol=1e-4)
+        image, query = torch.tensor([0, 1, 1, 1]), torch.tensor([0, 3, 9, 3])
+        for counts in ([1, 3], [1, 3, 0]):
+            found = masks.of(image, query, counts)
+            torch.testing.assert_close(found, masks.dense()[image, query], atol=1e-4, rtol=1e-4)
+        assert masks.of(image[:0], query[:0], []).shape == (0, 16, 16)

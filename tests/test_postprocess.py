@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -170,10 +171,10 @@ class Counted(MaskMap):
     asked: ClassVar[list[int]] = []
     most: ClassVar[int] = 0
 
-    def of(self, image: Tensor, query: Tensor) -> Tensor:
+    def of(self, image: Tensor, query: Tensor, counts: Sequence[int]) -> Tensor:
         Counted.asked += query.tolist()
         Counted.most = max(Counted.most, len(query))
-        return super().of(image, query)
+        return super().of(image, query, counts)
 
     def float(self) -> MaskMap:
         return self

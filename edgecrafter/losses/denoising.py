@@ -115,6 +115,7 @@ def answers(chosen: Sequence[Tensor], slots: int, groups: int) -> Match:
             image.append(torch.full_like(index, row))
             query.append(torch.arange(len(index)) + 2 * slots * group)
             object_.append(index)
+    counts = tuple(groups * len(index) for index in chosen)
     if not image:
-        return Match(*(torch.zeros(0, dtype=torch.int64) for _ in range(3)))
-    return Match(torch.cat(image), torch.cat(query), torch.cat(object_))
+        return Match(*(torch.zeros(0, dtype=torch.int64) for _ in range(3)), counts)
+    return Match(torch.cat(image), torch.cat(query), torch.cat(object_), counts)

@@ -90,7 +90,8 @@ def sampled(view: View, truth: Truth, pairs: Match) -> tuple[Tensor, Tensor]:
     if view.sampled is None:
         masks = view.layer.masks
         assert masks is not None, "mask terms need masks"
-        logits = masks.of(pairs.image, pairs.query)
+        assert pairs.counts is not None
+        logits = masks.of(pairs.image, pairs.query, pairs.counts)
         h, w = logits.shape[1:]
         points = uncertain(logits.detach(), truth, count=max(h, h * w // CELLS_PER_POINT))
         view.sampled = (bilinear(logits, points), nearest(truth.masks[truth.index(pairs)], points))

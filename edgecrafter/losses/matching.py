@@ -90,14 +90,16 @@ def union(matches: Sequence[Match]) -> Match:
     order = np.lexsort((pairs[2], pairs[1], -counts, pairs[0]))
     walk = pairs[:, order]
     _, first = np.unique(walk[:2], axis=1, return_index=True)
-    return Match(*(torch.from_numpy(np.ascontiguousarray(row)) for row in walk[:, np.sort(first)]))
+    kept = walk[:, np.sort(first)]
+    counts = tuple(np.bincount(kept[0]).tolist())
+    return Match(*(torch.from_numpy(np.ascontiguousarray(row)) for row in kept), counts)
 
 
 def _match(
     image: Sequence[np.ndarray], query: Sequence[np.ndarray], object_: Sequence[np.ndarray]
 ) -> Match:  # numpy parts, one per image
     parts = (np.concatenate(p) if len(p) else np.zeros(0) for p in (image, query, object_))
-    return Match(*(torch.from_numpy(part.astype(np.int64)) for part in parts))
+    return Match(*(torch.from_numpy(part.astype(np.int64)) for part in parts), tuple(len(part) for part in query))
 
 
 def _boxes(layers: Sequence[LayerOutput]) -> Tensor:

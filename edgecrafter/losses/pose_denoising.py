@@ -121,4 +121,5 @@ def _unit(draw: Tensor) -> Tensor:
 
 def _released(draw: Tensor) -> Tensor:
     """The authors' vector: each coordinate times the sum of the inverses over all points, [.., 1 + K, 2] -> K."""
+    draw = draw.clamp(min=2**-24)  # a draw of 0 would be infinitely far
     return (draw * (1 / draw).sum(-2, keepdim=True))[..., 1:, :]

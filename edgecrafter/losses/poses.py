@@ -6,7 +6,7 @@ Covered keypoints count as visible ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -30,17 +30,23 @@ Sigmas = tuple[float, ...]
 
 def l1_cost(layers: Sequence[LayerOutput], truth: Truth) -> Tensor:
     """Sum of |dx| + |dy| over the visible keypoints, [V, B, Q, M]."""
-    found = torch.stack([_points(layer).detach().float() for layer in layers])
-    true, visible = (truth.padded(value)[None, :, None] for value in (truth.points, truth.visible))
-    return ((found[:, :, :, None] - true).abs().sum(-1) * visible).sum(-1)
+    true, visible = (truth.padded(value)[:, None] for value in (truth.points, truth.visible))
+    distances = ((found - true).abs().sum(-1) * visible for found in _found(layers))
+    return torch.stack([distance.sum(-1) for distance in distances])
 
 
 def oks_cost(layers: Sequence[LayerOutput], truth: Truth, sigmas: Sigmas) -> Tensor:
     """1 - OKS, [V, B, Q, M]."""
-    found = torch.stack([_points(layer).detach().float() for layer in layers])
-    true, visible, area = (truth.padded(value)[None, :, None] for value in (truth.points, truth.visible, truth.area))
-    likeness = geometry.oks(found[:, :, :, None], true, visible, area, on_device(sigmas, found.device))
-    return 1 - likeness.clamp(min=LEAST)
+    true, visible, area = (truth.padded(value)[:, None] for value in (truth.points, truth.visible, truth.area))
+    tolerance = on_device(sigmas, true.device)
+    likeness = [geometry.oks(found, true, visible, area, tolerance) for found in _found(layers)]
+    return 1 - torch.stack(likeness).clamp(min=LEAST)
+
+
+def _found(layers: Sequence[LayerOutput]) -> Iterator[Tensor]:
+    """The points of one view after the other, [B, Q, 1, K, 2]: all at once against all objects would be large."""
+    for layer in layers:
+        yield _points(layer).detach().float()[:, :, None]
 
 
 def vfl(view: View, truth: Truth, pairs: Match, count: Tensor, sigmas: Sigmas) -> Tensor:

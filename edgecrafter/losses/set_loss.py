@@ -120,4 +120,5 @@ def _moved(matches: Sequence[Match], device: torch.device) -> list[Match]:
     """All matches on the device, in one transfer."""
     sizes = [len(match) for match in matches]
     rows = torch.stack([torch.cat([getattr(m, name) for m in matches]) for name in ("image", "query", "object")])
-    return [Match(*part) for part in torch.split(rows.to(device, non_blocking=True), sizes, dim=1)]
+    parts = torch.split(rows.to(device, non_blocking=True), sizes, dim=1)
+    return [Match(*part, match.counts) for part, match in zip(parts, matches, strict=True)]

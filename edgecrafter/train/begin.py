@@ -46,6 +46,9 @@ class Begin:
 def fresh(config: TrainConfig) -> Begin:
     """Read the data, make the network, the plan, and the folder with ``args.yaml``."""
     given = origin(config.model)
+    if config.noise not in given.task.noises:
+        known = ", ".join(given.task.noises)
+        raise ValueError(f"noise={config.noise}: the denoising of {given.task.name} models knows {known}")
     training, validation = _data(config, given.task)
     options = {name: getattr(config, name) for name in ARCHITECTURE if getattr(config, name) is not None}
     size = None if config.imgsz is None else input_size(config.imgsz)

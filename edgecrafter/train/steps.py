@@ -42,8 +42,7 @@ class SupervisedStep(nn.Module):
         self.task, self.labels, self.spec = task, labels, spec
         self.seed, self.dtype = seed, PRECISIONS[precision]
         self.budget = task.budget if budget is None else budget
-        if noise not in task.noises:
-            raise ValueError(f"noise={noise!r}: the denoising of {task.name} knows {', '.join(task.noises)}")
+        assert noise in task.noises
         self.noise = noise
         self.still = freeze_parts(network, freeze)
         self.train()
