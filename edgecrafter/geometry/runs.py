@@ -8,7 +8,7 @@ Letters: N masks, h x w cells of their logits, H x W pixels of the picture.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,11 +34,15 @@ class Runs:
     def __len__(self) -> int:
         return len(self.counts)
 
-    def __getitem__(self, index: Tensor | Integers | NDArray[np.bool_] | Sequence[int] | slice) -> Runs:
-        """The chosen masks: an int64 or bool vector, a list or a slice."""
+    def __iter__(self) -> Iterator[Runs]:
+        """The masks one by one, each as ``Runs`` of length 1."""
+        return (self[row] for row in range(len(self)))
+
+    def __getitem__(self, index: Tensor | Integers | NDArray[np.bool_] | Sequence[int] | slice | int) -> Runs:
+        """The chosen masks: an int64 or bool vector, a list, a slice, or an int for one; IndexError beyond the end."""
         if isinstance(index, slice):
             return Runs(self.size, self.counts[index])
-        chosen = index.cpu().numpy() if isinstance(index, Tensor) else np.asarray(index)
+        chosen = np.atleast_1d(index.cpu().numpy() if isinstance(index, Tensor) else np.asarray(index))
         rows = np.arange(len(self))[chosen if chosen.size else np.zeros(0, np.int64)]
         return Runs(self.size, tuple(self.counts[row] for row in rows.tolist()))
 
@@ -98,19 +102,6 @@ def from_logits(logits: Tensor, size: tuple[int, int], chunk: int = CHUNK) -> Ru
     return Runs(size, tuple(each for part in parts for each in _cut(part, size)))
 
 
-def from_coco(codes: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> Runs:
-    """Masks of a picture of ``size`` (h, w) from COCO's compressed form, see ``Runs.to_coco``.
-
-    Raises ValueError when a code is of another size or its runs do not fill the picture.
-    """
-    texts = [code["counts"] for code in codes]
-    counts = decode([text.encode("ascii") if isinstance(text, str) else text for text in texts])
-    for code, each in zip(codes, counts, strict=True):
-        if tuple(code["size"]) != tuple(size) or each.sum() != size[0] * size[1]:
-            raise ValueError(f"a run-length code of size {code['size']} with {each.sum()} pixels does not fit {size}")
-    return Runs(size, tuple(counts))
-
-
 def encode(counts: Sequence[Integers]) -> list[bytes]:
     """COCO's string for the run lengths of each mask.
 
@@ -139,7 +130,7 @@ def encode(counts: Sequence[Integers]) -> list[bytes]:
 
 
 def decode(codes: Sequence[bytes]) -> list[Integers]:
-    """The run lengths of each mask from its string, see ``encode``."""
+    """The run lengths of each mask from its string, see ``encode``. What is no such string gives nonsense, no error."""
     letters = np.frombuffer(b"".join(codes), dtype=np.uint8).astype(np.int64) - 48
     last = np.flatnonzero(letters < 32)
     starts = np.concatenate([[0], last[:-1] + 1]).astype(np.int64)[: len(last)]
