@@ -93,7 +93,7 @@ class Scores:
         }
 
     def _curves(self) -> Iterator[list[Any]]:
-        for label, row in enumerate(self.per_class):
+        for label, row in zip(self.count.labels.used, self.per_class, strict=True):
             if row.objects:
                 yield from ([row.name, *point] for point in self.count.curve(label).tolist())
 

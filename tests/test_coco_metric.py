@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import math
@@ -19,6 +20,7 @@ from small_data import Row, annotations, random_objects
 
 from edgecrafter.data import formats
 from edgecrafter.data.annotations import Annotations, to_coco
+from edgecrafter.evaluate import Scores
 from edgecrafter.geometry import keypoints as keypoint_ops
 from edgecrafter.geometry import runs
 from edgecrafter.metrics.coco import CocoScorer
@@ -275,6 +277,27 @@ def test_poses_have_a_limit_of_twenty_and_every_class_its_column() -> None:
     rows = {row.name: row for row in count.per_class()}
     assert rows["bird"].objects == 29 and rows["bird"].ar == pytest.approx(20 / 29)
     assert all(math.isnan(rows[name].ap) for name in ("cat", "dog", "nothing"))
+
+
+def test_a_label_that_stands_for_no_class_has_no_row(tmp_path: Path) -> None:
+    labels = Labels(("(unused)", "person", "dog"), unused=(0,))
+    truth = annotations(labels, [[(1, (0, 0, 20, 20), False), (2, (50, 50, 90, 90), False)]], [(100, 100)])
+    boxes = torch.tensor([[0.0, 0, 20, 20], [50, 50, 90, 90]])
+    found = {10: Detections(torch.tensor([0.9, 0.8]), torch.tensor([1, 2]), boxes)}
+    ours = scorer(truth, found)
+    count = ours.count()
+    rows = count.per_class()
+    assert [(row.name, row.category_id, row.objects) for row in rows] == [("person", 1, 1), ("dog", 2, 1)]
+    assert [row.threshold for row in rows] == pytest.approx([0.9, 0.8]) and count.scores()["AP"] == pytest.approx(1)
+    scores = Scores("a model", count.scores(), rows, 1, 1.0, count, ours)
+    for file in scores.write(tmp_path).iterdir():
+        assert "(unused)" not in file.read_text()
+    assert "(unused)" not in scores.table()
+    curves = [row for row in csv.DictReader((tmp_path / "curves.csv").open()) if row["recall"] == "1.0"]
+    assert [(row["name"], float(row["score"])) for row in curves] == [
+        ("person", pytest.approx(0.9)),
+        ("dog", pytest.approx(0.8)),
+    ], "every curve is that of its class"
 
 
 def test_every_image_is_needed_once() -> None:

@@ -91,8 +91,8 @@ class CocoCount:
         return named
 
     def per_class(self) -> list[ClassScore]:
-        """One row per class, in the order of the labels."""
-        return [self._class(label) for label in range(len(self.labels))]
+        """One row per class, in the order of ``labels.used``: a label that stands for no class has none."""
+        return [self._class(label) for label in self.labels.used]
 
     def curve(self, label: int) -> NDArray[np.float64]:
         """Recall, precision (COCO's, never rising) and score of one class at an overlap of 0.5, [101, 3]."""
