@@ -17,7 +17,7 @@ from edgecrafter.files import written_beside
 from edgecrafter.models import official
 from edgecrafter.models.detector import Detector, detector
 from edgecrafter.models.sizes import SIZES, Size
-from edgecrafter.tasks import COCO, TASKS, Task
+from edgecrafter.tasks import TASKS, Task
 from edgecrafter.types import InputSpec, Labels, Skeleton
 
 FORMAT = "edgecrafter-1"
@@ -120,9 +120,15 @@ def save(weights: nn.Module | Mapping[str, Tensor], info: ModelInfo, path: str |
 def load(name_or_path: str | Path, device: str | torch.device = "cpu", **options: Any) -> tuple[Detector, ModelInfo]:
     """A trained network in evaluation mode, from our file, a released file, or a name of the registry.
 
-    ``options`` replace fields of the size's row that fit the weights all the same, such as ``mask_blocks``.
+    ``options`` replace fields of the size's row that fit the weights all the same (``Task.options``), such as
+    ``mask_blocks``. Raises ``ValueError`` for others.
     """
     state, info = read(locate(name_or_path))
+    allowed = TASKS[info.task].options
+    for name, value in options.items():
+        if name not in allowed:
+            known = f"it takes {', '.join(allowed)}" if allowed else "it takes no such options"
+            raise ValueError(f"{name}={value} does not go with {info.name} ({info.task}); {known}")
     info = replace(info, size=info.size.changed(**options))
     network = build(info)
     network.load_state_dict(state, strict=True)
@@ -183,7 +189,7 @@ def recognise(state: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor
     shapes = {name: tuple(value.shape) for name, value in ours.items()}
     fits, best = [], ("", 10**9, "")
     for name in names():
-        info = _blank(name, _class_count(shapes))
+        info = _blank(name, shapes)
         with torch.device("meta"):
             wanted = {key: tuple(value.shape) for key, value in build(info).state_dict().items()}
         different = [key for key in {**wanted, **shapes} if wanted.get(key) != shapes.get(key)]
@@ -201,13 +207,17 @@ def recognise(state: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor
     )
 
 
-def write_released(weights: Mapping[str, Tensor], path: str | Path) -> Path:
-    """Writes a ``.pth`` in the released layout (``model`` and ``ema.module``, official keys)."""
+def write_released(weights: Mapping[str, Tensor], info: ModelInfo, path: str | Path) -> Path:
+    """Writes a ``.pth`` in the released layout (``model`` and ``ema.module``, official keys).
+
+    ``info`` goes along as text under a key of its own, so that ``read`` gives back classes and options, too.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     state = official.to_official(weights)
     with written_beside(path) as beside:
-        torch.save({"date": "", "last_epoch": 0, "model": state, "ema": {"module": state, "updates": 0}}, beside)
+        about = {"date": "", "last_epoch": 0, "edgecrafter": info.to_json()}
+        torch.save({**about, "model": state, "ema": {"module": state, "updates": 0}}, beside)
     return path
 
 
@@ -215,7 +225,7 @@ def convert(source: str | Path, target: str | Path) -> ModelInfo:
     """Released file -> ours (``.safetensors``), or ours -> released layout (``.pth``), by the target's ending."""
     state, info = read(locate(source))
     if Path(target).suffix == ".pth":
-        write_released(state, target)
+        write_released(state, info, target)
     elif Path(target).suffix == ".safetensors":
         save(state, info, target)
     else:
@@ -224,7 +234,7 @@ def convert(source: str | Path, target: str | Path) -> ModelInfo:
 
 
 def open_file(path: Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
-    """The tensors of a file, and its ``ModelInfo`` when the file is ours."""
+    """The tensors of a file and its ``ModelInfo`` when it was written here; else under the names of the file."""
     if path.suffix == ".safetensors":
         from safetensors import safe_open
 
@@ -247,20 +257,22 @@ def open_file(path: Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
             f"{path} is the state of a training run, to go on with --resume; the model is "
             f"{path.with_suffix('.safetensors')}"
         )
-    return official.unwrap(content), None
+    state, text = official.unwrap(content), content.get("edgecrafter")
+    return (official.to_ours(state), ModelInfo.from_json(text)) if isinstance(text, str) else (state, None)
 
 
-def _blank(name: str, classes: int) -> ModelInfo:
+def _blank(name: str, shapes: Mapping[str, tuple[int, ...]]) -> ModelInfo:
+    """What a file without ``ModelInfo`` can be, if it is of this model: numbers in place of names that are not known."""
     task, size = parse(name)
     labels = task.labels
+    classes = shapes.get("decoder.enc_score.bias", (len(labels),))[0]
     if classes != len(labels):
         labels = replace(labels, names=tuple(f"class {i}" for i in range(classes)), ids=(), unused=())
+    points = shapes.get("decoder.keypoints.weight", (0,))[0]
+    if labels.skeleton is not None and points not in (0, len(labels.skeleton)):
+        labels = replace(labels, skeleton=Skeleton(tuple(f"keypoint {i}" for i in range(points))))
     row = task.size(SIZES[size]).changed(**task.released)
     return ModelInfo(name, task.name, row, labels, licence=registry.EDGECRAFTER_LICENCE)
-
-
-def _class_count(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    return shapes.get("decoder.enc_score.bias", (len(COCO),))[0]
 
 
 def _tuples(value: Any) -> Any:

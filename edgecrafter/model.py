@@ -144,8 +144,8 @@ def load(model: str | Path | Model, device: str = "", **options: Any) -> Model:
         model: a name such as ``"ecdet-s"`` (downloaded once), a file of this package, a released checkpoint, or the
             folder of a training run.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``; empty: a GPU if there is one.
-        options: fields of the size's row (``models.sizes.Size``) to be replaced, as far as the weights fit all the
-            same: ``mask_blocks=0`` applies all blocks of the mask head, where released weights apply one.
+        options: ``mask_blocks=0`` applies all blocks of a segmentation model's mask head, where released weights apply
+            one. Other tasks take none.
 
     Raises:
         ValueError, FileNotFoundError: an unknown name, a missing file or one that is not a model, or an option that
@@ -158,8 +158,6 @@ def load(model: str | Path | Model, device: str = "", **options: Any) -> Model:
             )
         return model.to(device) if device else model
     network, info = hub.load(model, choose_device(device), **options)
-    if "mask_blocks" in options and TASKS[info.task].truth != "masks":
-        raise ValueError(f"mask_blocks={options['mask_blocks']}: {info.name} finds no masks; leave it out")
     return Model(network, info)
 
 

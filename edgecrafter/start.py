@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,7 +75,7 @@ def start(
     lines: list[str] = []
     if given.file is not None:
         info = given.file[1]
-        row, lines = _trained(info.size, given.task)
+        row = _trained(info.size, given.task)
         spec = info.input if size is None else replace(info.input, size=size)
         info = replace(info, size=row.changed(**options), labels=labels, input=spec, licence=OWN_LICENCE, source=RANDOM)
         network = build(info)
@@ -91,6 +91,8 @@ def start(
         state = source[0] if other.family == given.task.family else _without_decoder(source[0])
         taken, new = transfer(network, state, info.labels, source[1].labels)
         lines += [f"weights of {source[1].name} ({other.name}):", *taken]
+        if other is given.task and _trained(source[1].size, other) != source[1].size and other.start_note:
+            lines.append(f"  {other.start_note}")
         info = replace(info, source=f"from {source[1].source}", licence=_inherited(source[1]))
     if backbone is not None:
         lines.append(load_vit(network, _backbone_file(backbone)))
@@ -98,13 +100,9 @@ def start(
     return Start(network, info, lines, random_vit)
 
 
-def _trained(row: Size, task: Task) -> tuple[Size, list[str]]:
+def _trained(row: Size, task: Task) -> Size:
     """The row of a file as we train it: what the authors' files have of their own is left behind."""
-    changed = {name for name in task.released if getattr(row, name) != getattr(SIZES["s"], name)}
-    lines = []
-    if "mask_blocks" in changed:
-        lines.append("all mask blocks are trained and evaluated (the released inference applies one)")
-    return row.changed(**{name: getattr(SIZES["s"], name) for name in changed}), lines
+    return row.changed(**{name: getattr(SIZES["s"], name) for name in task.released})
 
 
 def _without_decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -114,38 +112,56 @@ def _without_decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def transfer(
     network: nn.Module, state: Mapping[str, Tensor], labels: Labels, given: Labels
 ) -> tuple[list[str], list[str]]:
-    """Takes every entry of ``state`` that fits; class rows by class name. Says what was taken, and lists what is new.
+    """Takes every entry of ``state`` that fits; rows of classes and keypoints by name. Says what was taken, and lists
+    what is new.
 
-    Raises ``ValueError`` when nothing fits.
+    Raises ``ValueError`` when too little of the backbone fits: the weights are of another size.
     """
     own = network.state_dict()
-    rows = {name: i for i, name in enumerate(given.names)}
-    pairs = [(i, rows[name]) for i, name in enumerate(labels.names) if name in rows]
-    taken, by_class, new = [], [], []
+    classes, points = _shared(labels.names, given.names), _shared(_points(labels), _points(given))
+    same_points = _points(labels) == _points(given)
+    taken, by_name, new = [], [], []
     for name, value in own.items():
         other = state.get(name)
-        if other is not None and official.is_class_row(name) and other.shape[1:] == value.shape[1:]:
-            for i, j in pairs:
+        rows = classes if official.is_class_row(name) else points if official.is_keypoint_row(name) else None
+        if other is None or (not same_points and official.has_keypoints(name)):
+            new.append(name)
+        elif rows is not None and other.shape[1:] == value.shape[1:]:
+            for i, j in rows:
                 value[i] = other[j].to(value.dtype)
-            by_class.append(name)
-        elif other is not None and other.shape == value.shape:
+            by_name.append(name)
+        elif other.shape == value.shape:
             value.copy_(other)
             taken.append(name)
         else:
             new.append(name)
-    if not taken:
-        raise ValueError("the weights have no entry that fits this model: choose a file of the same size and options")
+    whole = _of(own, "backbone")
+    if 2 * _of(taken, "backbone") < whole:
+        raise ValueError(
+            f"only {_of(taken, 'backbone')} of {whole} entries of the backbone fit: the weights are of a model of "
+            "another size. Choose a file of the same size and options"
+        )
     parts = dict.fromkeys(name.partition(".")[0] for name in own)
-    counts = (f"{part} {_of(taken, part) + _of(by_class, part)} of {_of(own, part)}" for part in parts)
+    counts = (f"{part} {_of(taken, part) + _of(by_name, part)} of {_of(own, part)}" for part in parts)
     lines = [f"  taken: {', '.join(counts)} entries"]
-    if by_class:
-        lines.append(f"  rows of {len(pairs)} of {len(labels)} classes by name, the others are new")
+    if by_name:
+        lines.append(f"  rows of {len(classes)} of {len(labels)} classes by name, the others are new")
     if new:
         lines.append(f"  new (random): {len(new)} entries, for example {', '.join(new[:3])}")
     unused = [name for name in state if name not in own]
     if unused:
         lines.append(f"  not used: {len(unused)} entries, for example {', '.join(unused[:3])}")
     return lines, new
+
+
+def _points(labels: Labels) -> tuple[str, ...]:
+    return labels.skeleton.names if labels.skeleton else ()
+
+
+def _shared(own: Sequence[str], given: Sequence[str]) -> list[tuple[int, int]]:
+    """Rows of the same name, here and there."""
+    rows = {name: i for i, name in enumerate(given)}
+    return [(i, rows[name]) for i, name in enumerate(own) if name in rows]
 
 
 def _of(names: Iterable[str], part: str) -> int:

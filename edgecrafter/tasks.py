@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from edgecrafter import registry
+from edgecrafter.geometry.keypoints import PERSON_EDGES, PERSON_KEYPOINTS, PERSON_PAIRS
 from edgecrafter.losses import denoising, masks, pose_denoising, poses
 from edgecrafter.losses.set_loss import SetLoss
 from edgecrafter.models.detector import box_decoder, mask_decoder, pose_decoder
@@ -19,7 +20,7 @@ from edgecrafter.types import Labels, QueryGroup, Skeleton, Target
 COCO = Labels(registry.COCO_NAMES, registry.COCO_IDS)
 PERSON = Labels(
     ("(unused)", "person"),
-    skeleton=Skeleton(registry.PERSON_KEYPOINTS, registry.PERSON_EDGES, registry.PERSON_PAIRS),
+    skeleton=Skeleton(PERSON_KEYPOINTS, PERSON_EDGES, PERSON_PAIRS),
     unused=(0,),
 )
 """the two channels of the released pose weights: the first is trained as a negative and stands for nothing"""
@@ -60,6 +61,10 @@ class Task:
     """the classes of the authors' files"""
     released: Mapping[str, Any] = field(default_factory=dict)
     """fields of the size's row that differ in the authors' files"""
+    start_note: str = ""
+    """said when a training starts from the authors' files"""
+    options: tuple[str, ...] = ()
+    """fields of the size's row that may be given when trained weights are loaded"""
 
     def size(self, row: Size) -> Size:
         """The row of a size as this task has it."""
@@ -104,6 +109,8 @@ SEGMENT = Task(
     scores=("AP", "AP50", "AP75", "APs", "APm", "APl", "box_AP", "box_AP50", "box_AP75"),
     truth="masks",
     released={"mask_blocks": 1},
+    start_note="all mask blocks are trained and evaluated (the authors' inference applies one)",
+    options=("mask_blocks",),
 )
 POSE = Task(
     name="pose",

@@ -299,7 +299,7 @@ def test_mask_blocks_go_with_masks_only(here: Path, capsys: pytest.CaptureFixtur
     shot = "data/images/val_00000.jpg"
     for command, rest in (("predict", shot), ("val", "data")):
         assert main([command, "model.safetensors", rest, "--mask_blocks", "0"]) == 1
-        assert "mask_blocks=0: ecdet-p finds no masks" in capsys.readouterr().err
+        assert "mask_blocks=0 does not go with ecdet-p" in capsys.readouterr().err
 
 
 def test_all_or_some_mask_blocks_are_applied_and_results_go_to_the_tasks_folder(

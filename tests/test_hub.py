@@ -11,7 +11,7 @@ from edgecrafter import download, hub, registry
 from edgecrafter.models import official
 from edgecrafter.models.fuse import fuse
 from edgecrafter.start import origin, start
-from edgecrafter.types import InputSpec, Labels
+from edgecrafter.types import InputSpec, Labels, Skeleton
 
 LABELS = Labels(("cat", "dog"), (1, 18))
 
@@ -118,7 +118,7 @@ def test_released_files_of_other_models_name_the_nearest(tmp_path):
 def test_ambiguous_files_name_the_candidates(monkeypatch, tmp_path):
     monkeypatch.setitem(hub.SIZES, "q", hub.SIZES["p"])
     network, _ = hub.create("ecdet-p", LABELS)
-    hub.write_released(network.state_dict(), tmp_path / "p.pth")
+    torch.save({"model": official.to_official(network.state_dict())}, tmp_path / "p.pth")
     with pytest.raises(ValueError, match="fits more than one model: ecdet-p, ecdet-q"):
         hub.load(tmp_path / "p.pth")
 
@@ -131,6 +131,39 @@ def test_released_safetensors_of_a_hub_page(tmp_path):
     save_file(state, tmp_path / "model.safetensors")
     _, info = hub.load(tmp_path / "model.safetensors")
     assert info.name == "ecdet-n" and len(info.labels) == 1
+
+
+@pytest.mark.parametrize("name", ["ecdet-p", "ecinsseg-p", "ecpose-p"])
+def test_own_models_of_all_tasks_come_back_from_the_released_layout(tmp_path, name):
+    """With their classes, keypoints and options, which the layout itself has no place for."""
+    labels = Labels(("cat", "dog"), (3, 9), Skeleton(("nose", "left", "right"), flip_pairs=((1, 2),)))
+    network, info = hub.create(name, labels, InputSpec((64, 96)))
+    hub.convert(hub.save(network, info, tmp_path / "own.safetensors"), tmp_path / "own.pth")
+    again, same = hub.load(tmp_path / "own.pth")
+    assert same == info
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in network.state_dict().items())
+
+
+def test_a_file_with_other_keypoints_is_recognised(tmp_path):
+    network, _ = hub.create("ecpose-p", Labels(("cat",), skeleton=Skeleton(("a", "b", "c"))), label_rows=81)
+    torch.save({"model": official.to_official(network.state_dict())}, tmp_path / "p.pth")
+    _, info = hub.load(tmp_path / "p.pth")
+    assert info.labels.names == ("class 0",) and info.labels.skeleton.names == (
+        "keypoint 0",
+        "keypoint 1",
+        "keypoint 2",
+    )
+
+
+def test_options_at_loading(tmp_path):
+    """Only those that a task names: they fit the weights all the same."""
+    network, info = hub.create("ecinsseg-p", LABELS, InputSpec((64, 64)))
+    path = hub.save(network, info, tmp_path / "m.safetensors")
+    loaded, again = hub.load(path, mask_blocks=1)
+    assert again.size.mask_blocks == 1 and loaded.decoder.masks.used == 1
+    assert hub.load(path)[0].decoder.masks.used == 3
+    with pytest.raises(ValueError, match="queries=7 does not go with ecinsseg-p.*it takes mask_blocks"):
+        hub.load(path, queries=7)
 
 
 def test_code_in_a_checkpoint_is_refused(tmp_path):

@@ -46,7 +46,11 @@ def test_released_masks_are_trained_with_all_blocks(tmp_path):
     network, info = hub.create("ecseg-p", LABELS, InputSpec((64, 64)), mask_blocks=1)
     path = hub.save(network, info, tmp_path / "released.safetensors")
     _, trained, lines, _ = start(origin(path), LABELS)
-    assert trained.size.mask_blocks == 0 and "all mask blocks" in lines[0]
+    assert trained.size.mask_blocks == 0 and "all mask blocks" in lines[-1]
+    _, trained, lines, _ = start(origin("ecseg-p"), LABELS, weights=str(path))
+    assert trained.size.mask_blocks == 0 and "all mask blocks" in lines[-1]
+    path = hub.save(hub.build(trained), trained, tmp_path / "ours.safetensors")
+    assert "all mask blocks" not in "\n".join(start(origin(path), LABELS)[2]), "ours are trained with all anyway"
 
 
 def test_released_pose_weights_give_their_person_to_our_classes(tmp_path):
@@ -68,12 +72,25 @@ def test_pose_needs_keypoints():
         hub.create("ecpose-p", Labels(("cup",)))
 
 
-def test_options_at_loading(tmp_path):
-    network, info = hub.create("ecinsseg-p", LABELS, InputSpec((64, 64)))
+def test_keypoints_are_taken_by_name(tmp_path):
+    """Rows of keypoints in another order; what mixes all of them starts new."""
+    network, info = hub.create("ecpose-p", Labels(("cat",), skeleton=Skeleton(("nose", "left", "right"))))
     path = hub.save(network, info, tmp_path / "m.safetensors")
-    loaded, again = hub.load(path, mask_blocks=1)
-    assert again.size.mask_blocks == 1 and loaded.decoder.masks.used == 1
-    assert hub.load(path)[0].decoder.masks.used == 3
+    turned = Labels(("cat",), skeleton=Skeleton(("right", "nose", "tail")))
+    other, _, lines, _ = start(origin(path), turned)
+    for name in ("keypoints", "groups.keypoints"):
+        old, new = (each.decoder.get_submodule(name).weight for each in (network, other))
+        assert torch.equal(new[0], old[2]) and torch.equal(new[1], old[0]) and not torch.equal(new[2], old[1])
+    assert "decoder.enc_pose.layers.3.weight" in "\n".join(lines)
+    same, _, lines, _ = start(origin(path), info.labels)
+    assert all(torch.equal(value, same.state_dict()[key]) for key, value in network.state_dict().items())
+
+
+def test_weights_of_another_size_are_an_error(tmp_path):
+    network, info = hub.create("ecdet-n", LABELS)
+    path = hub.save(network, info, tmp_path / "n.safetensors")
+    with pytest.raises(ValueError, match="entries of the backbone fit: the weights are of a model of another size"):
+        start(origin("ecpose-p"), LABELS, weights=str(path))
 
 
 @pytest.mark.parametrize("name, proper", [("ECSEG-S", "ecinsseg-s"), ("ecpose-n", "ecpose-n"), ("a/File", "a/file")])

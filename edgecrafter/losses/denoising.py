@@ -117,5 +117,6 @@ def answers(chosen: Sequence[Tensor], slots: int, groups: int) -> Match:
             object_.append(index)
     counts = tuple(groups * len(index) for index in chosen)
     if not image:
-        return Match(*(torch.zeros(0, dtype=torch.int64) for _ in range(3)), counts)
+        none = torch.zeros(0, dtype=torch.int64)
+        return Match(none, none, none, counts)
     return Match(torch.cat(image), torch.cat(query), torch.cat(object_), counts)

@@ -83,23 +83,23 @@ def union(matches: Sequence[Match]) -> Match:
 
     An object may own several queries (DEIM / D-FINE's union set; released behaviour 10.1 with a stable sort).
     """
-    image = torch.cat([m.image for m in matches]).numpy()
-    query = torch.cat([m.query for m in matches]).numpy()
-    object_ = torch.cat([m.object for m in matches]).numpy()
-    pairs, counts = np.unique(np.stack([image, query, object_]), axis=1, return_counts=True)
-    order = np.lexsort((pairs[2], pairs[1], -counts, pairs[0]))
+    rows = [torch.cat([getattr(m, name) for m in matches]).numpy() for name in ("image", "query", "object")]
+    pairs, times = np.unique(np.stack(rows), axis=1, return_counts=True)
+    order = np.lexsort((pairs[2], pairs[1], -times, pairs[0]))
     walk = pairs[:, order]
     _, first = np.unique(walk[:2], axis=1, return_index=True)
     kept = walk[:, np.sort(first)]
     counts = tuple(np.bincount(kept[0]).tolist())
-    return Match(*(torch.from_numpy(np.ascontiguousarray(row)) for row in kept), counts)
+    image, query, object_ = (torch.from_numpy(np.ascontiguousarray(row)) for row in kept)
+    return Match(image, query, object_, counts)
 
 
 def _match(
     image: Sequence[np.ndarray], query: Sequence[np.ndarray], object_: Sequence[np.ndarray]
 ) -> Match:  # numpy parts, one per image
     parts = (np.concatenate(p) if len(p) else np.zeros(0) for p in (image, query, object_))
-    return Match(*(torch.from_numpy(part.astype(np.int64)) for part in parts), tuple(len(part) for part in query))
+    images, queries, objects = (torch.from_numpy(part.astype(np.int64)) for part in parts)
+    return Match(images, queries, objects, tuple(len(part) for part in query))
 
 
 def _boxes(layers: Sequence[LayerOutput]) -> Tensor:

@@ -121,4 +121,4 @@ def _moved(matches: Sequence[Match], device: torch.device) -> list[Match]:
     sizes = [len(match) for match in matches]
     rows = torch.stack([torch.cat([getattr(m, name) for m in matches]) for name in ("image", "query", "object")])
     parts = torch.split(rows.to(device, non_blocking=True), sizes, dim=1)
-    return [Match(*part, match.counts) for part, match in zip(parts, matches, strict=True)]
+    return [Match(part[0], part[1], part[2], match.counts) for part, match in zip(parts, matches, strict=True)]

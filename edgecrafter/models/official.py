@@ -200,6 +200,21 @@ _TO_OURS = {poses: _compile([(b, a) for a, b in rows]) for poses, rows in ((Fals
 CLASS_ROWS = ("decoder.enc_score.", "decoder.scores.", "decoder.groups.table.", "decoder.groups.labels.")
 
 
+KEYPOINT_ROWS = ("decoder.keypoints.", "decoder.groups.keypoints.")
+KEYPOINTS = re.compile(r"decoder\.(enc_pose\.layers\.3|quality\.\d+\.mlp\.layers\.0)\..*")
+"""entries that hold all keypoints in one axis, several numbers each"""
+
+
+def is_keypoint_row(name: str) -> bool:
+    """Whether the first axis of an entry (our name) counts keypoints."""
+    return name.startswith(KEYPOINT_ROWS)
+
+
+def has_keypoints(name: str) -> bool:
+    """Whether an entry (our name) mixes the keypoints in one axis: it means nothing for others."""
+    return KEYPOINTS.fullmatch(name) is not None
+
+
 def is_class_row(name: str) -> bool:
     """Whether the first axis of an entry (our name) counts classes."""
     return name.startswith(CLASS_ROWS)

@@ -99,7 +99,7 @@ class Plan:
     effective_batch: int
     """pictures per optimiser step, over all processes"""
     mosaic_until: int
-    """first epoch without mosaic and mixup"""
+    """first epoch without mosaic, mixup and copy-paste"""
     plain_from: int
     """first epoch without strong augmentation"""
     augment: Augment
@@ -265,7 +265,9 @@ def _rates(
 def _augment(config: TrainConfig, recipe: Recipe) -> Augment:
     preset = PRESETS[config.augment]
     if config.augment == "default":
-        preset = replace(preset, mosaic=recipe.mosaic, mixup=recipe.mixup, paste=recipe.paste)
+        preset = replace(preset, mosaic=recipe.mosaic, mixup=recipe.mixup)
+    if config.augment in ("default", "strong"):
+        preset = replace(preset, paste=recipe.paste)
     given = {name: getattr(config, name) for name in ("mosaic", "mixup", "paste")}
     return replace(preset, **{name: value for name, value in given.items() if value is not None})
 

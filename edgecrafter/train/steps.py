@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 
 import torch
@@ -150,15 +151,27 @@ def worst_batch(
     place = torch.arange(objects)
     centres = torch.stack([place % side, place // side], dim=1).add(0.5) / side
     boxes = torch.cat([centres, torch.full_like(centres, 0.8 / side)], dim=1)
-    target = Target(labels=place % len(labels), boxes=boxes)
-    if truth == "masks":
-        target.masks = torch.full((objects, size[0], size[1] // 8), 255, dtype=torch.uint8)
-    if truth == "keypoints":
-        points = centres[:, None].expand(-1, len(skeleton(labels)), -1)
-        target.keypoints = torch.cat([points, torch.full_like(points[..., :1], 2)], dim=-1)
-        target.area = boxes[:, 2:].prod(-1)
+    target = _FILLED[truth](Target(labels=place % len(labels), boxes=boxes), size, labels)
     images = torch.full((batch, 3, *size), 114, dtype=torch.uint8)
     return Batch(images, [replace(target) for _ in range(batch)]).to(device)
+
+
+def _with_masks(target: Target, size: tuple[int, int], _labels: Labels) -> Target:
+    return replace(target, masks=torch.full((len(target.labels), size[0], size[1] // 8), 255, dtype=torch.uint8))
+
+
+def _with_keypoints(target: Target, _size: tuple[int, int], labels: Labels) -> Target:
+    points = target.boxes[:, None, :2].expand(-1, len(skeleton(labels)), -1)
+    keypoints = torch.cat([points, torch.full_like(points[..., :1], 2)], dim=-1)
+    return replace(target, keypoints=keypoints, area=target.boxes[:, 2:].prod(-1))
+
+
+_FILLED: dict[str, Callable[[Target, tuple[int, int], Labels], Target]] = {
+    "": lambda target, _size, _labels: target,
+    "masks": _with_masks,
+    "keypoints": _with_keypoints,
+}
+"""what the data of a task have besides boxes (``Task.truth``) -> objects that have it"""
 
 
 def _mixed(*numbers: int) -> int:
