@@ -74,15 +74,5 @@ COCO_NAMES = (
     "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
 )
 _UNUSED_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
-PERSON_KEYPOINTS = (
-    "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
-    "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle",
-    "right_ankle",
-)
-PERSON_EDGES = (
-    (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10), (1, 2),
-    (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
-)
 # fmt: on
-PERSON_PAIRS = tuple((left, left + 1) for left in range(1, 17, 2))
 COCO_IDS = tuple(i for i in range(1, 91) if i not in _UNUSED_IDS)

@@ -16,6 +16,8 @@ from small_truth import BLOB, HEIGHT, POINTS, WIDTH, coded, masked, pixels, pose
 
 from edgecrafter.data import check, formats
 from edgecrafter.data.annotations import to_coco
+from edgecrafter.data.skeleton import default_names
+from edgecrafter.geometry.keypoints import PERSON_EDGES, PERSON_KEYPOINTS, PERSON_PAIRS
 from edgecrafter.types import Skeleton
 
 # YOLO
@@ -72,6 +74,26 @@ def test_yolo_keypoints_of_two_numbers(tmp_path: Path) -> None:
     data = formats.load(yolo(tmp_path, "1 .5 .5 .5 .5 .5 0 0 0", "kpt_shape: [2, 2]\n"), truth="keypoints")
     assert data.keypoints[0].tolist() == [[40, 0, 2], [0, 0, 0]]
     assert data.labels.skeleton == Skeleton(("keypoint 0", "keypoint 1"))
+
+
+@pytest.mark.parametrize(
+    "more, names, edges, pairs",
+    [
+        ("", PERSON_KEYPOINTS, PERSON_EDGES, PERSON_PAIRS),
+        (f"flip_idx: [0, {', '.join(f'{i + 1}, {i}' for i in range(1, 17, 2))}]", PERSON_KEYPOINTS, PERSON_EDGES, None),
+        ("skeleton: [[0, nose], [0, 5]]", PERSON_KEYPOINTS, ((0, 5),), PERSON_PAIRS),
+        (f"flip_idx: [1, 0, {', '.join(map(str, range(2, 17)))}]", default_names(17), (), ((0, 1),)),
+        (f"flip_idx: [{', '.join(map(str, range(17)))}]", default_names(17), (), ()),
+        (f"kpt_names: [{', '.join(f'p{i}' for i in range(17))}]", tuple(f"p{i}" for i in range(17)), (), ()),
+    ],
+)
+def test_yolo_seventeen_without_names_are_a_person(
+    tmp_path: Path, more: str, names: tuple[str, ...], edges: tuple[Any, ...], pairs: tuple[Any, ...] | None
+) -> None:
+    root = yolo(tmp_path, "1 .5 .5 .5 .5" + " .5 .5" * 17, f"kpt_shape: [17, 2]\n{more}\n")
+    data = formats.load(root, truth="keypoints")
+    assert data.labels.skeleton == Skeleton(names, edges, PERSON_PAIRS if pairs is None else pairs)
+    assert any("taken as COCO's person" in text for text in data.notes) == (names == PERSON_KEYPOINTS)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from small_truth import NAMES, POINTS, SQUARE, coco, posed, record
 
 from edgecrafter.data import formats, skeleton
 from edgecrafter.data.annotations import to_coco
-from edgecrafter.geometry.keypoints import COCO_SIGMAS, SIGMA
+from edgecrafter.geometry.keypoints import COCO_SIGMAS, PERSON_EDGES, PERSON_KEYPOINTS, PERSON_PAIRS, SIGMA
 from edgecrafter.types import Labels, Skeleton
 
 
@@ -148,6 +149,42 @@ def test_keypoints_without_names_are_numbered(tmp_path: Path) -> None:
     data = formats.load(several(tmp_path, categories, objects), truth="keypoints")
     assert data.labels.names == ("fish",) and data.ids.tolist() == [1, 3]
     assert data.labels.skeleton == Skeleton(("keypoint 0", "keypoint 1"))
+
+
+PERSON = Skeleton(PERSON_KEYPOINTS, PERSON_EDGES, PERSON_PAIRS)
+SEVENTEEN = [9, 9, 2] * 17
+
+
+@pytest.mark.parametrize(
+    "stated, expected",
+    [
+        ({}, PERSON),
+        ({"skeleton": [[1, 2]]}, replace(PERSON, edges=((0, 1),))),
+        ({"flip_pairs": [[b, a] for a, b in PERSON_PAIRS]}, PERSON),
+        ({"flip_pairs": [[0, 1]]}, Skeleton(skeleton.default_names(17), flip_pairs=((0, 1),))),
+        ({"flip_pairs": []}, Skeleton(skeleton.default_names(17))),
+        ({"keypoints": [f"part {index}" for index in range(17)]}, Skeleton(tuple(f"part {i}" for i in range(17)))),
+    ],
+)
+def test_seventeen_without_names_are_a_person(tmp_path: Path, stated: dict[str, Any], expected: Skeleton) -> None:
+    data = posed(tmp_path, record(1, keypoints=SEVENTEEN), **{"keypoints": [], "skeleton": [], **stated})
+    assert data.labels.skeleton == expected
+    assert (data.notes == ("17 keypoints without names: taken as COCO's person",)) == (expected.names == PERSON.names)
+
+
+def test_seventeen_are_a_person_only_if_all_categories_have_as_many(tmp_path: Path) -> None:
+    categories = [{"id": 1, "name": "person"}, {"id": 2, "name": "crab"}]
+    objects = [record(1, keypoints=SEVENTEEN), record(2, 2, keypoints=SEVENTEEN[:6])]
+    data = formats.load(several(tmp_path, categories, objects), truth="keypoints")
+    assert data.labels.skeleton == Skeleton(skeleton.default_names(17))
+
+
+def test_a_person_without_names_follows_by_position(tmp_path: Path) -> None:
+    unnamed, plain = record(1, keypoints=SEVENTEEN), {"keypoints": [], "skeleton": []}
+    for names in (tuple(f"part {index}" for index in range(17)), skeleton.default_names(17)):
+        known = Labels(("person",), (1,), Skeleton(names))
+        data = posed(tmp_path, unnamed, labels=known, **plain)
+        assert data.labels == known and (data.keypoints[0] == (9, 9, 2)).all() and not data.notes
 
 
 def test_no_keypoints_at_all_is_an_error(tmp_path: Path) -> None:

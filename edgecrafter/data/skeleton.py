@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecrafter.geometry.keypoints import default_sigmas
+from edgecrafter.geometry.keypoints import PERSON_KEYPOINTS, PERSON_PAIRS, default_sigmas
 from edgecrafter.types import Skeleton
 
 Pairs = tuple[tuple[int, int], ...]
@@ -29,6 +29,15 @@ def default_names(count: int) -> tuple[str, ...]:
     return tuple(f"keypoint {index}" for index in range(count))
 
 
+def assumed_names(count: int, pairs: Pairs | None = None) -> tuple[str, ...]:
+    """Names of keypoints that the data do not name: those of COCO's person for 17, else numbers.
+
+    ``pairs`` are the left-right pairs that the data state, ascending; others than COCO's tell another order.
+    """
+    person = count == len(PERSON_KEYPOINTS) and (pairs is None or {*pairs} == {*PERSON_PAIRS})
+    return PERSON_KEYPOINTS if person else default_names(count)
+
+
 def mirror_pairs(names: Sequence[str]) -> Pairs:
     """Left-right pairs that the names tell: two names that differ in their side only, e.g. ``left_eye``, ``eyeR``."""
     place = {name.lower(): index for index, name in enumerate(names)}
@@ -37,13 +46,16 @@ def mirror_pairs(names: Sequence[str]) -> Pairs:
 
 
 def stated_pairs(value: Any, names: Sequence[str], source: str) -> Pairs:
-    """Pairs of 0-based indices or names, as a file lists them; ``ValueError`` naming ``source`` for anything else."""
+    """Ascending pairs from pairs of 0-based indices or names, as a file lists them.
+
+    Raises ``ValueError`` naming ``source`` for anything else.
+    """
     found = [_pair(each, names) for each in value] if isinstance(value, list) else [None]
     if None in found:
         raise ValueError(
             f"{source}: expected pairs of 0-based indices or names of the {len(names)} keypoints, got {value!r}"
         )
-    return tuple(pair for pair in found if pair is not None)
+    return tuple((min(pair), max(pair)) for pair in found if pair is not None)
 
 
 def edges(value: Any, names: Sequence[str], first: int) -> tuple[Pairs, int]:
@@ -84,19 +96,21 @@ def build(names: Sequence[str], lines: Pairs, pairs: Pairs, tolerances: Sequence
 
 
 def follow(
-    own: Skeleton, known: Skeleton | None, points: NDArray[np.float64], source: str
+    own: Skeleton, known: Skeleton | None, points: NDArray[np.float64], source: str, named: bool = True
 ) -> tuple[Skeleton, NDArray[np.float64], list[str]]:
     """Put a file's keypoints into the order that the model or the training split already has.
 
-    ``points`` [N, K, 3] are in the order of ``own``, the skeleton of the file. Keypoints go by name; where one side has
-    no names and both have the same number, by position. Returns the skeleton, the points in its order and notes. A
-    labelled keypoint that ``known`` lacks is a ``ValueError``, one without labels is left out; one that only ``known``
-    has is not labelled.
+    ``points`` [N, K, 3] are in the order of ``own``, the skeleton of the file, whose names are assumed unless it is
+    ``named``. Keypoints go by name; where one side has no names and both have the same number, by position. Returns the
+    skeleton, the points in its order and notes. A labelled keypoint that ``known`` lacks is a ``ValueError``, one
+    without labels is left out; one that only ``known`` has is not labelled.
     """
+    person = not named and own.names == PERSON_KEYPOINTS and (known is None or known.names == own.names)
+    notes = [f"{len(own)} keypoints without names: taken as COCO's person"] if person else []
     if known is None:
-        return own, points, []
-    notes = _differences(own, known)
-    if own.names == known.names or _by_position(own, known):
+        return own, points, notes
+    notes += _differences(own, known)
+    if own.names == known.names or _by_position(own, known, named):
         return known, points, notes
     place = {name: index for index, name in enumerate(known.names)}
     labelled: NDArray[np.bool_] = np.any(points[..., 2] > 0, axis=0)
@@ -145,9 +159,8 @@ def _positive(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
-def _by_position(own: Skeleton, known: Skeleton) -> bool:
-    unnamed = default_names(len(own))
-    return len(own) == len(known) and unnamed in (own.names, known.names)
+def _by_position(own: Skeleton, known: Skeleton, named: bool) -> bool:
+    return len(own) == len(known) and (not named or default_names(len(own)) in (own.names, known.names))
 
 
 def _differences(own: Skeleton, known: Skeleton) -> list[str]:

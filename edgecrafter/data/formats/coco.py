@@ -111,7 +111,8 @@ def _with_keypoints(
     names = coco_keypoints.wanted(source.file, source.categories, source.objects)
     points, miscounted = coco_keypoints.points(source.file, source.objects, source.category, names)
     own, lost = coco_keypoints.form(source.file, source.categories, names)
-    final, points, followed = skeleton.follow(own, labels.skeleton, points, str(source.file))
+    named = bool(coco_keypoints.listed(source.file, source.categories))
+    final, points, followed = skeleton.follow(own, labels.skeleton, points, str(source.file), named)
     notes = [*miscounted, *lost, *followed]
     return replace(labels, skeleton=final), replace(rows, keypoints=points), notes
 

@@ -1,7 +1,8 @@
 """Keypoints of a COCO file. K is the number of different names that its categories list, in order of first appearance.
 
 An object has the keypoints of its category; the others of the K are not labelled. Besides COCO's ``keypoints`` and
-``skeleton`` a category may have ``flip_pairs`` (pairs of 0-based indices or names) and ``sigmas``.
+``skeleton`` a category may have ``flip_pairs`` (pairs of 0-based indices or names) and ``sigmas``. Where no category
+lists names, 17 keypoints are those of COCO's person, unless ``flip_pairs`` has others.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from edgecrafter.data import skeleton
 from edgecrafter.data.formats import coco_fields
 from edgecrafter.data.formats.coco_fields import Record
-from edgecrafter.geometry.keypoints import SIGMA
+from edgecrafter.geometry.keypoints import PERSON_EDGES, PERSON_KEYPOINTS, SIGMA
 from edgecrafter.types import Skeleton
 
 Names = dict[int, tuple[str, ...]]
@@ -38,25 +39,26 @@ def listed(file: Path, categories: list[Record]) -> Names:
 
 
 def wanted(file: Path, categories: list[Record], objects: list[Record]) -> Names:
-    """As ``listed``; where no category lists keypoints, made-up names for those whose objects have any.
+    """As ``listed``; where no category lists keypoints, assumed names for those whose objects have any.
 
     Raises ``ValueError`` if there are no keypoints at all.
     """
     found = listed(file, categories)
     if found:
         return found
+    counts: dict[int, int] = {}
     keys = coco_fields.whole(file, "annotation", objects, "category_id").tolist()
     for key, record in zip(keys, objects, strict=True):
         value = record.get("keypoints")
-        if key not in found and isinstance(value, list) and len(value) >= 3:
-            found[key] = skeleton.default_names(len(value) // 3)
-    if not found:
+        if key not in counts and isinstance(value, list) and len(value) >= 3:
+            counts[key] = len(value) // 3
+    if not counts:
         raise ValueError(
             f"{file}: no keypoints: no category lists any and no object has any. A pose model learns from the file "
             "with keypoints (for instance annotations/person_keypoints_train.json); without one, train a model that "
             "finds boxes (ecdet) or masks (ecinsseg)."
         )
-    return found
+    return _assumed(file, categories, counts)
 
 
 def select(
@@ -116,16 +118,28 @@ def form(file: Path, categories: list[Record], names: Names) -> tuple[Skeleton, 
     lost = 0
     for record in categories:
         own = names[record["id"]]
-        source = f"{file}: category {record['id']} '{record.get('name')}'"
+        source = _source(file, record)
         found, beyond = skeleton.edges(record.get("skeleton"), own, first=1)
+        if not found and not record.get("keypoints") and own == PERSON_KEYPOINTS:
+            found = PERSON_EDGES
         lost += beyond
         lines += [(place[own[a]], place[own[b]]) for a, b in found]
-        pairs += [(place[own[a]], place[own[b]]) for a, b in _pairs(record, own, source)]
+        pairs += [(place[own[a]], place[own[b]]) for a, b in _pairs(file, record, own)]
         sigmas = dict(_sigmas(record, own, source)) | sigmas
     tolerances = [sigmas.get(name, SIGMA) for name in order] if sigmas else []
     notes = [f"{file.name}: lines of 'skeleton' that join no two keypoints, left out: {lost}"] if lost else []
     unique = tuple(dict.fromkeys(lines))
     return skeleton.build(order, unique, tuple(dict.fromkeys(map(_sorted, pairs))), tolerances, str(file)), notes
+
+
+def _assumed(file: Path, categories: list[Record], counts: dict[int, int]) -> Names:
+    """Names for keypoints that have none, from how many each category has: COCO's only if they fit all of them."""
+    posed = [record for record in categories if record.get("id") in counts]
+    names = [skeleton.assumed_names(counts[record["id"]]) for record in posed]
+    stated = [_stated_pairs(file, record, own) for record, own in zip(posed, names, strict=True)]
+    same = [skeleton.assumed_names(len(own), pairs) == names[0] for own, pairs in zip(names, stated, strict=True)]
+    fits = bool(same) and all(same)
+    return {key: names[0] if fits else skeleton.default_names(count) for key, count in counts.items()}
 
 
 def _table(file: Path, objects: list[Record], rows: list[int], count: int) -> NDArray[np.float64]:
@@ -143,10 +157,19 @@ def _table(file: Path, objects: list[Record], rows: list[int], count: int) -> ND
     return found
 
 
-def _pairs(record: Record, names: tuple[str, ...], source: str) -> skeleton.Pairs:
+def _pairs(file: Path, record: Record, names: tuple[str, ...]) -> skeleton.Pairs:
+    stated = _stated_pairs(file, record, names)
+    return skeleton.mirror_pairs(names) if stated is None else stated
+
+
+def _stated_pairs(file: Path, record: Record, names: tuple[str, ...]) -> skeleton.Pairs | None:
     if record.get("flip_pairs") is None:
-        return skeleton.mirror_pairs(names)
-    return skeleton.stated_pairs(record["flip_pairs"], names, f"{source}: flip_pairs")
+        return None
+    return skeleton.stated_pairs(record["flip_pairs"], names, f"{_source(file, record)}: flip_pairs")
+
+
+def _source(file: Path, record: Record) -> str:
+    return f"{file}: category {record['id']} '{record.get('name')}'"
 
 
 def _sigmas(record: Record, names: tuple[str, ...], source: str) -> Iterable[tuple[str, float]]:

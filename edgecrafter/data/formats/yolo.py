@@ -83,7 +83,8 @@ def _with_keypoints(
     own, notes = yolo_keypoints.form(found)
     assert found.keypoints is not None, "the skeleton was built from it"
     points = yolo_keypoints.points(table, found.keypoints, sizes, _where(found, table))
-    final, points, followed = skeleton.follow(own, labels.skeleton, points, str(found.file))
+    named = yolo_keypoints.named(found)
+    final, points, followed = skeleton.follow(own, labels.skeleton, points, str(found.file), named)
     return replace(labels, skeleton=final), replace(rows, keypoints=points), notes + followed
 
 

@@ -1,7 +1,8 @@
 """Keypoints of a YOLO data set: what the ``data.yaml`` says of them, and their places from the rows.
 
 ``kpt_shape: [K, 2 or 3]`` must be there. ``flip_idx``, ``kpt_names`` (a list, or one for each class), ``skeleton``
-(pairs of 0-based indices or names) and ``kpt_sigmas`` (or ``sigmas``) may be.
+(pairs of 0-based indices or names) and ``kpt_sigmas`` (or ``sigmas``) may be. 17 keypoints without names are those of
+COCO's person, unless ``flip_idx`` has other pairs.
 
 Format: https://docs.ultralytics.com/datasets/pose/
 """
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from edgecrafter.data import skeleton
 from edgecrafter.data.formats.yolo_files import Set
 from edgecrafter.data.formats.yolo_rows import Table
+from edgecrafter.geometry.keypoints import PERSON_EDGES, PERSON_KEYPOINTS
 from edgecrafter.types import Skeleton
 
 _FAR = 2.0
@@ -31,15 +33,23 @@ def form(found: Set) -> tuple[Skeleton, list[str]]:
             "'kpt_shape: [17, 3]'; without them train a model that finds boxes (ecdet) or masks (ecinsseg)."
         )
     data, (count, _), source = found.data, found.keypoints, str(found.file)
-    names, notes = _names(data.get("kpt_names"), count, source)
+    swap = data.get("flip_idx")
+    stated_pairs = None if swap is None else skeleton.flip_index(swap, count, source)
+    names, notes = _names(data.get("kpt_names"), skeleton.assumed_names(count, stated_pairs), source)
     lines, lost = skeleton.edges(data.get("skeleton"), names, first=0)
     if lost:
         notes.append(f"{found.file.name}: lines of 'skeleton' that join no two keypoints, left out: {lost}")
-    swap = data.get("flip_idx")
-    pairs = skeleton.mirror_pairs(names) if swap is None else skeleton.flip_index(swap, count, source)
+    if not lines and not named(found) and names == PERSON_KEYPOINTS:
+        lines = PERSON_EDGES
+    pairs = skeleton.mirror_pairs(names) if stated_pairs is None else stated_pairs
     stated = next((key for key in ("kpt_sigmas", "sigmas") if data.get(key) is not None), "")
     sigmas = skeleton.sigmas(data[stated], count, f"{source}: {stated}") if stated else ()
     return skeleton.build(names, lines, pairs, sigmas, source), notes
+
+
+def named(found: Set) -> bool:
+    """Whether the yaml names the keypoints."""
+    return found.data.get("kpt_names") is not None
 
 
 def points(
@@ -62,10 +72,11 @@ def points(
     return np.concatenate([places * sizes[:, None, ::-1], seen[..., None]], axis=-1)
 
 
-def _names(value: Any, count: int, source: str) -> tuple[tuple[str, ...], list[str]]:
+def _names(value: Any, assumed: tuple[str, ...], source: str) -> tuple[tuple[str, ...], list[str]]:
     """Names of the keypoints; those of the first class where each class has its own, with a note if they differ."""
+    count = len(assumed)
     if value is None:
-        return skeleton.default_names(count), []
+        return assumed, []
     lists = list(value.values()) if isinstance(value, dict) else [value]
     for names in lists or [None]:
         whole = isinstance(names, list) and all(isinstance(name, str) for name in names)
