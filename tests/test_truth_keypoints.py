@@ -68,6 +68,24 @@ def test_other_counts_than_stated_are_noted(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("area", [0, -3, float("inf"), 1e300, 1e-300])
+def test_keypoints_need_an_area_above_0(tmp_path: Path, area: float) -> None:
+    data = posed(tmp_path, record(1, keypoints=POINTS), *(record(i, keypoints=POINTS, area=area) for i in (2, 3)))
+    assert data.areas.tolist() == [700, 50 * 45, 50 * 45]
+    assert data.notes == (
+        "objects whose area is not a finite number above 0; that of the box is used: 2 "
+        "(first: instances_train.json, annotation id 2)",
+    )
+
+
+def test_an_area_that_is_not_stated_is_the_box_without_a_note(tmp_path: Path) -> None:
+    data = posed(tmp_path, record(1, keypoints=POINTS, area=None))
+    assert data.areas.tolist() == [50 * 45] and not data.notes
+    coco(tmp_path, [record(1, area=0)])
+    plain = formats.load(tmp_path)
+    assert plain.areas.tolist() == [0] and not plain.notes, "boxes are scored with the area of the file"
+
+
 @pytest.mark.parametrize(
     "stated, message",
     [

@@ -3,6 +3,7 @@
 * A coordinate that is not finite, or a width or height that is not above 0: the object is skipped.
 * Wholly outside the picture: skipped. Partly outside: clipped.
 * A labelled keypoint outside the picture: not labelled; up to ``SLACK`` pixels: clipped. (Masks: ``clean_masks``.)
+* An area that is not above 0, where keypoints are wanted (it is their scale): that of the box.
 * Pictures whose size is unknown because the file cannot be read: skipped with their objects.
 
 Each kind is counted in one note with an example that names the file and the object.
@@ -74,7 +75,10 @@ def store(
     if rows.keypoints is not None:
         points, outside = inside(rows.keypoints, sizes[rows.image], where)
         rows, found = replace(rows, keypoints=points), [*found, *outside]
-    areas = np.where(np.isfinite(rows.areas) & (rows.areas >= 0), rows.areas, _area(boxes))
+    areas, strange = _areas(rows, boxes)
+    if rows.keypoints is not None:
+        what = "objects whose area is not a finite number above 0; that of the box is used"
+        found = [*found, *note(what, strange & keep, where)]
     order = np.flatnonzero(keep)[np.argsort(rows.image[keep], kind="stable")]
     letters, name_offsets = pack(names)
     offsets = np.zeros(len(names) + 1, dtype=np.int64)
@@ -205,6 +209,10 @@ def _any(marks: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray(marks.any(axis=1))
 
 
-def _area(boxes: NDArray[np.float32]) -> NDArray[np.float64]:
+def _areas(rows: Rows, boxes: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Areas [N], the box's where there is none that can be used, and where the file states such a one [N]."""
+    limits = np.finfo(np.float32)
+    least = 0.0 if rows.keypoints is None else float(limits.tiny)
+    usable = (rows.areas >= least) & (rows.areas <= float(limits.max))
     sides = boxes[:, 2:].astype(np.float64) - boxes[:, :2]
-    return np.asarray(sides[:, 0] * sides[:, 1])
+    return np.where(usable, rows.areas, sides[:, 0] * sides[:, 1]), ~usable & ~np.isnan(rows.areas)
