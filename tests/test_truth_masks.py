@@ -12,7 +12,8 @@ from small_truth import BLOB, HEIGHT, OTHER, SQUARE, WIDTH, coco, coded, masked,
 
 from edgecrafter.data import check, formats
 from edgecrafter.data.annotations import to_coco
-from edgecrafter.data.formats import clean_masks, clip, run_codes
+from edgecrafter.data.formats import clean_masks, run_codes
+from edgecrafter.geometry import polygons
 
 
 def runs(found: np.ndarray) -> list[int]:
@@ -120,12 +121,14 @@ def test_polygons_are_cut_off_at_the_border(
 
 def test_clipping_keeps_the_part_inside() -> None:
     slanted = np.array([[-10.0, 5.0], [10.0, -15.0], [30.0, 5.0], [10.0, 25.0]])  # a diamond around (10, 5)
-    inside = clip.ring(slanted, 20.0, 10.0)
+    inside = polygons.clip(slanted, (0.0, 0.0, 20.0, 10.0))
     following = np.roll(inside, -1, axis=0)
     area = abs((inside[:, 0] * following[:, 1] - inside[:, 1] * following[:, 0]).sum()) / 2
     assert (inside >= 0).all() and (inside <= [20, 10]).all()
     assert area == pytest.approx(200), "the rectangle lies inside of the diamond"
-    assert len(clip.ring(slanted + 100, 20.0, 10.0)) == 0
+    assert len(polygons.clip(slanted + 100, (0.0, 0.0, 20.0, 10.0))) == 0
+    window = (4.0, 2.0, 9.0, 7.0)
+    assert {*map(tuple, polygons.clip(slanted, window).tolist())} == {(4, 2), (9, 2), (9, 7), (4, 7)}
 
 
 def test_rounding_beyond_the_border_is_left_alone(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecrafter.data.objects import Affine, Objects, Rect, Shape
+from edgecrafter.geometry import polygons
 
 
 class Patch(NamedTuple):
@@ -72,29 +73,11 @@ def outline(rings: Sequence[NDArray[np.float64]], window: Rect) -> Patch:
 
     points = np.concatenate(rings)
     x0, y0, x1, y1 = _meet(np.floor(points.min(axis=0)), np.ceil(points.max(axis=0)), window)
-    cut = [clip(ring, (x0, y0, x1, y1)) - (x0, y0) for ring in rings]
+    cut = [polygons.clip(ring, (x0, y0, x1, y1)) - (x0, y0) for ring in rings]
     flat = [ring.ravel() for ring in cut if len(ring) > 2]
     if x1 <= x0 or y1 <= y0 or not flat:
         return NOTHING
     return Patch(x0, y0, coco.decode(coco.merge(coco.frPyObjects(flat, y1 - y0, x1 - x0))).view(np.bool_))
-
-
-def clip(ring: NDArray[np.float64], window: Rect) -> NDArray[np.float64]:
-    """The part of a closed line [P, 2] inside the window, with the window's edge where it was cut off, [Q, 2].
-
-    Sutherland and Hodgman (1974): side by side, points outside are left out and crossings put in.
-    """
-    for axis, limit, sign in ((0, window[0], 1), (1, window[1], 1), (0, window[2], -1), (1, window[3], -1)):
-        depth = sign * (ring[:, axis] - limit)
-        inside = depth >= 0
-        if inside.all():
-            continue
-        crosses = inside != np.roll(inside, -1)
-        share = depth / np.where(crosses, depth - np.roll(depth, -1), 1)
-        crossing = ring + share[:, None] * (np.roll(ring, -1, axis=0) - ring)
-        both, wanted = np.stack([ring, crossing], axis=1), np.stack([inside, crosses], axis=1)
-        ring = both[wanted]
-    return ring
 
 
 def runs(code: bytes, size: tuple[int, int], affine: Affine, window: Rect) -> Patch:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from edgecrafter.data import images
 from edgecrafter.data.annotations import Masks
-from edgecrafter.data.formats import clip
 from edgecrafter.data.formats.clean import SLACK, Rows, note
+from edgecrafter.geometry import polygons
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -114,7 +114,8 @@ def _inside(drawn: Drawn, limits: Floats, where: Callable[[int], str]) -> tuple[
     leaving = ~broken & np.any((low < -SLACK) | (high > wide + SLACK), axis=1)
     fresh = {int(ring): np.zeros((0, 2)) for ring in np.flatnonzero(broken)}
     for ring in np.flatnonzero(leaving).tolist():
-        cut = clip.ring(drawn.points[edges[ring] : edges[ring + 1]], *wide[ring].tolist())
+        width, height = wide[ring].tolist()
+        cut = polygons.clip(drawn.points[edges[ring] : edges[ring + 1]], (0.0, 0.0, width, height))
         fresh[ring] = cut if len(cut) >= 3 else cut[:0]
     notes = [
         *note(
