@@ -37,6 +37,10 @@ SIDES = ((255, 176, 0), (0, 170, 255))
 DARK = (20, 20, 24)
 SMOOTH = 2400
 """skeletons of pictures with shorter sides are drawn larger and averaged, for smooth lines"""
+LEAST = 0.7
+"""radius of a point in widths of a line, however small the object"""
+RIM = 1.35
+"""radius of the dark disc behind a point, of the point's"""
 FAR = 1e5
 """pixels; points farther away than this are no points"""
 
@@ -91,6 +95,8 @@ def draw(
     if detections.keypoints is not None:
         points = detections.keypoints.float().cpu().numpy()
         canvas = _figures(canvas, points, skeleton or Skeleton(("",) * points.shape[1]), seen, line)
+        if detections.boxes_from == "keypoints":  # points lie on the border, where names go
+            seen = [_around(each, points.shape[1], line) for each in seen]
     _write(canvas, seen, masked, names, scores, font, line)
     return canvas
 
@@ -191,9 +197,7 @@ def _figures(
     large = canvas.resize((canvas.width * fine, canvas.height * fine), Image.Resampling.NEAREST)
     pen, sides = ImageDraw.Draw(large), _sides(skeleton)
     for each in reversed(seen):
-        x0, y0, x1, y1 = each.corners
-        extent = math.hypot(x1 - x0, y1 - y0)
-        radius = min(max(extent / 70, min(0.8 * line + 0.7, extent / 30)), 2.4 * line + 1)
+        radius = _radius(each.corners, len(skeleton), line)
         found = points[each.row] * np.array([fine, fine, 1], np.float32)
         found[~(np.abs(found) < FAR).all(1)] = 0  # not known, as is nan
         paints = [(*SIDES, each.paint)[side] for side in sides]
@@ -204,6 +208,20 @@ def _figures(
                     pen.line([*found[a, :2].tolist(), *found[b, :2].tolist()], paint, max(1, round(width * fine)))
         _points(pen, found, paints, radius * fine, large.size)
     return large.reduce(fine)
+
+
+def _radius(corners: Corners, count: int, line: int) -> float:
+    """Of the points of an object that has ``count`` of them, in pixels, without their dark rim."""
+    extent = math.hypot(corners[2] - corners[0], corners[3] - corners[1])
+    alone = 2.0 * line  # such a point hides no other
+    least = alone if count == 1 else max(LEAST * line, min(0.8 * line + 0.7, extent / 30))
+    return min(max(extent / 70, least), 2.4 * line + 1)
+
+
+def _around(each: _Seen, count: int, line: int) -> _Seen:
+    """With corners that leave room for points on the border, at the top no farther than the picture."""
+    (x0, y0, x1, y1), rim = each.corners, math.ceil(RIM * _radius(each.corners, count, line))
+    return each._replace(corners=(x0 - rim, max(0, y0 - rim), x1 + rim, y1 + rim))
 
 
 def _between(first: Colour, second: Colour, middle: Colour) -> Colour:
@@ -217,18 +235,23 @@ def _points(
     """The keypoints [K, 3] that lie in a picture of ``size``: discs, or rings where they are covered."""
     for (x, y, sure), paint in zip(points.tolist(), paints, strict=True):
         if sure > 0 and 0 <= x <= size[0] and 0 <= y <= size[1]:
-            pen.circle((x, y), 1.35 * radius, fill=DARK)
+            pen.circle((x, y), RIM * radius, fill=DARK)
             pen.circle((x, y), radius, fill=paint)
             if sure < 1:
                 pen.circle((x, y), 0.55 * radius, fill=DARK)
 
 
 def _sides(skeleton: Skeleton) -> list[int]:
-    """Of each keypoint 0 for the left side, 1 for the right one, 2 for neither."""
+    """Of each keypoint 0 for the left side, 1 for the right one, 2 for neither.
+
+    The names of a pair say which is left by the first letters in which they differ, l and r: left_eye, kneeL, LEye. If
+    those are others, the first of the pair is.
+    """
     sides = [2] * len(skeleton)
     for pair in skeleton.flip_pairs:
-        second_is_left = "left" in skeleton.names[pair[1]].lower()
-        for side, index in enumerate(pair[::-1] if second_is_left else pair):
+        first, second = (skeleton.names[index].lower() for index in pair)
+        differ = next((letters for letters in zip(first, second, strict=False) if letters[0] != letters[1]), ())
+        for side, index in enumerate(pair[::-1] if differ == ("r", "l") else pair):
             sides[index] = side
     return sides
 

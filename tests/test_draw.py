@@ -279,3 +279,49 @@ def test_poses_in_a_line_are_seen_but_not_those_outside() -> None:
         assert near(draw(canvas(), posed(pose), NAMES).getpixel((int(pose[0][0]), int(pose[0][1]))), colour(0))
     for pose in ([[-100.0, 40, 1]], [[math.nan, 60, 1]]):
         assert draw(canvas(), posed(pose), NAMES).tobytes() == canvas().tobytes()
+
+
+@pytest.mark.parametrize("side, line", [(272, 1), (640, 2), (3000, 9)])
+def test_a_single_point_is_seen_below_its_name(side: int, line: int) -> None:
+    x, y = side // 2, side // 4
+    pose = posed([[float(x), float(y), 1.0]])
+    drawn = np.asarray(draw(canvas(side, side), pose, (" ",), Skeleton(("tip",)), scores=False)).astype(int)
+    disc = np.abs(drawn - colour(0)).sum(-1) < 60
+    assert disc[y : y + 3 * line, x - 3 * line : x + 3 * line].sum() > 3 * line**2
+    dark = (drawn[:, x] < 100).all(-1)  # smoothed
+    assert dark[y - 3 * line : y].any() and dark[y : y + 3 * line].any(), "no name covers its rim"
+
+
+def test_a_point_at_the_top_has_its_name_below() -> None:
+    drawn = draw(canvas(), posed([[100.0, 2, 1]]), NAMES, scores=False)
+    assert near(drawn.getpixel((100, 2)), colour(0)) and (np.asarray(drawn)[6:25] == colour(0)).all(-1).sum() > 100
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.4, 3])
+def test_points_close_together_are_seen(apart: float) -> None:
+    pose = posed([[300 + apart * i, 300 + apart * i, 1.0] for i in range(3)])
+    drawn = np.asarray(draw(canvas(640, 640), pose, (" ",), scores=False))
+    assert (drawn[301:310] < 100).all(-1).sum() > 1, "a rim below the name"
+
+
+@pytest.mark.parametrize(
+    "left, right",
+    [
+        ("left_eye", "right_eye"),
+        ("eyeL", "eyeR"),
+        ("l_eye", "r_eye"),
+        ("LEye", "REye"),
+        ("Hand-L", "Hand-R"),
+        ("a", "b"),
+    ],
+)
+def test_names_say_which_side_is_left(left: str, right: str) -> None:
+    pose = posed([[x * 4, y * 4, sure] for x, y, sure in POSE])
+    skeleton = Skeleton(("nose", left, right, "tail"), flip_pairs=((1, 2),))
+    orders = [skeleton] if left == "a" else [skeleton, replace(skeleton, flip_pairs=((2, 1),))]
+    for order in orders:
+        drawn = draw(canvas(800, 600), pose, NAMES, order)
+        assert near(drawn.getpixel((240, 280)), SIDES[0]) and near(drawn.getpixel((560, 280)), SIDES[1])
+    if left == "a":  # these say nothing: the first is left
+        other = draw(canvas(800, 600), pose, NAMES, replace(skeleton, flip_pairs=((2, 1),)))
+        assert near(other.getpixel((240, 280)), SIDES[1]) and near(other.getpixel((560, 280)), SIDES[0])
