@@ -67,7 +67,7 @@ COURSES = {
 }
 LAYOUTS = {
     "": "COCO, YOLO or Pascal VOC layout",
-    "masks": "COCO or YOLO layout with polygons or run lengths",
+    "masks": "COCO layout with polygons or run lengths, or YOLO layout with polygons",
     "keypoints": "COCO or YOLO layout with keypoints",
 }
 """data sets that have the truth which a task needs"""
@@ -247,7 +247,7 @@ def _report(outcome: Outcome, run: Path, source: Path, own: bool, seconds: float
             "",
             *(f"  {label:<9} {place}" for label, place in rows),
             "",
-            f"Next, with your own pictures ({LAYOUTS[TASKS[task].truth]}; classes are found by looking):",
+            f"Next, with your own pictures ({LAYOUTS[TASKS[task].truth]}; the layout is found by looking):",
             f"  edgecrafter train {prefix}-n YOUR_DATA       # {prefix}-s, -m, -l, -x start from released weights",
             f"  edgecrafter val runs/{task}/train YOUR_DATA",
             f"  edgecrafter predict runs/{task}/train YOUR_PICTURES",

@@ -119,28 +119,30 @@ def test_drawings_of_pictures_of_one_name_are_all_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "columns, kind, lines",
+    "task, kind, trade",
     [
-        ("val/AP,val/AP50,val/AP75,val/APs", "box", 3),
-        ("val/AP,val/AP50,val/AP75,val/APs,val/box_AP,val/box_AP50", "mask", 5),
-        ("val/AP,val/AP50,val/AP75,val/APm", "OKS", 3),
+        ("detect", "box", "precision at a box overlap of 0.5"),
+        ("segment", "mask", "precision at a mask overlap of 0.5"),
+        ("pose", "OKS", "precision at an OKS of 0.5"),
     ],
 )
-def test_curves_of_a_run(columns: str, kind: str, lines: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_curves_of_a_run(task: str, kind: str, trade: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     from matplotlib.figure import Figure
 
     kept = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: kept.append(self))
-    count = columns.count(",") + 1
-    values = ["1,9,0.1,3,2" + "," * count, "2,18,0.1,2,1" + ",0.3" * count]
-    (tmp_path / "results.csv").write_text("\n".join([f"epoch,step,lr,loss,mal,{columns}", *values, ""]))
+    columns = [f"val/{name}" for name in TASKS[task].scores]
+    values = ["1,9,0.1,3,2" + "," * len(columns), "2,18,0.1,2,1" + ",0.3" * len(columns)]
+    (tmp_path / "results.csv").write_text("\n".join([f"epoch,step,lr,loss,mal,{','.join(columns)}", *values, ""]))
     assert curves.plot(tmp_path, tmp_path / "curves.png") == tmp_path / "curves.png"
-    _, scores, trade = kept[0].axes
-    assert scores.get_title() == f"validation: {kind} AP" and f"{kind} " in trade.get_title()
+    losses, scores, precision = kept[0].axes
+    assert [line.get_label() for line in losses.lines] == ["loss", "mal"]
+    assert scores.get_title() == f"validation: {kind} AP" and precision.get_title() == trade
     widths = {line.get_label(): line.get_linewidth() for line in scores.lines}
-    assert len(widths) == lines and f"{kind} AP50" in widths
-    if kind == "mask":
+    further = {"box"} if task == "segment" else set()
+    assert set(widths) == {f"{each} {name}" for each in {kind} | further for name in ("AP", "AP50", "AP75")}
+    if task == "segment":
         assert widths["box AP"] < widths["mask AP"]
 
 
