@@ -262,7 +262,7 @@ def open_file(path: Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
 
 
 def _blank(name: str, shapes: Mapping[str, tuple[int, ...]]) -> ModelInfo:
-    """What a file without ``ModelInfo`` can be, if it is of this model: numbers in place of names that are not known."""
+    """What a file without ``ModelInfo`` is if it is of this model: numbers in place of names that are not known."""
     task, size = parse(name)
     labels = task.labels
     classes = shapes.get("decoder.enc_score.bias", (len(labels),))[0]

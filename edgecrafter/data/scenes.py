@@ -37,6 +37,21 @@ PALETTE = np.array(
 )
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What a scene is like."""
+
+    most: int
+    """things in it"""
+    least: float
+    """radius of a thing in sides of the picture; the largest are 3.4 times as large"""
+
+
+CROWDED = Kind(most=7, least=0.065)
+CALM = Kind(most=2, least=0.1)
+"""a few large things"""
+
+
 @dataclass
 class Thing:
     """A shape in its place, in pixels of the picture."""
@@ -65,12 +80,13 @@ def write(
     size: int = 320,
     seed: int = 0,
     shapes: Mapping[str, Maker] | None = None,
+    kind: Kind | None = None,
 ) -> Path:
     """Write ``train`` and ``val`` pictures of ``size`` x ``size`` pixels as a COCO data set; gives back the folder.
 
     Makes ``images/*.jpg`` and ``annotations/instances_{train,val}.json``. ``shapes`` are the classes and what draws
-    them, each as often as the others; None: ``shapes.SHAPES``. With ``shapes.POSED`` everything has keypoints. Raises
-    ValueError when the folder holds other files.
+    them, each as often as the others; None: ``shapes.SHAPES``. With ``shapes.POSED`` everything has keypoints. ``kind``
+    says how many things there are and how large; None: ``CROWDED``. Raises ValueError when the folder holds other files.
     """
     shapes = SHAPES if shapes is None else shapes
     folder = Path(folder)
@@ -81,7 +97,7 @@ def write(
     for number, (split, count) in enumerate((("train", train), ("val", val))):
         coco = _Coco(list(shapes))
         for index in range(count):
-            found = scene(np.random.default_rng([seed, number, index]), size, shapes)
+            found = scene(np.random.default_rng([seed, number, index]), size, shapes, kind or CROWDED)
             name = f"{split}_{index:05d}.jpg"
             Image.fromarray(found.image).save(folder / "images" / name, quality=90)
             coco.add(name, found)
@@ -89,14 +105,16 @@ def write(
     return folder
 
 
-def scene(rng: np.random.Generator, size: int = 320, shapes: Mapping[str, Maker] = SHAPES) -> Scene:
-    """Draw one scene of ``size`` x ``size`` pixels with up to seven things; about one in thirty is empty."""
+def scene(
+    rng: np.random.Generator, size: int = 320, shapes: Mapping[str, Maker] = SHAPES, kind: Kind = CROWDED
+) -> Scene:
+    """Draw one scene of ``size`` x ``size`` pixels; about one in thirty is empty."""
     canvas = background(rng, size)
     things: list[Thing] = []
-    wanted = 0 if rng.random() < 1 / 30 else int(rng.integers(1, 8))
+    wanted = 0 if rng.random() < 1 / 30 else int(rng.integers(1, kind.most + 1))
     for _ in range(3 * wanted):
         if len(things) < wanted:
-            _place(canvas, things, rng, shapes)
+            _place(canvas, things, rng, shapes, kind.least)
     noisy = canvas + rng.uniform(1, 6) * rng.standard_normal(canvas.shape, dtype=np.float32)
     return Scene(np.clip(noisy, 0, 255).astype(np.uint8), things)
 
@@ -115,11 +133,13 @@ def background(rng: np.random.Generator, size: int) -> Floats:
     return mixed
 
 
-def _place(canvas: Floats, things: list[Thing], rng: np.random.Generator, shapes: Mapping[str, Maker]) -> None:
+def _place(
+    canvas: Floats, things: list[Thing], rng: np.random.Generator, shapes: Mapping[str, Maker], least: float
+) -> None:
     """Put one more thing in front, or change nothing when there is no room for it."""
     size = len(canvas)
     shape = shapes[str(rng.choice(list(shapes)))](rng)
-    radius = size * 0.065 * 3.4 ** rng.random()
+    radius = size * least * 3.4 ** rng.random()
     centre = rng.uniform(0.04 * size, 0.96 * size, 2)
     turn = rng.uniform(-np.pi / 5, np.pi / 5)
     rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])

@@ -80,8 +80,8 @@ def factor(i: int, total: int, warmup: int, flat: int, plain: int, gamma: float,
 def set_rates(optimizer: torch.optim.Optimizer, plan: Plan, step: int) -> float:
     """Set the learning rates for 0-based ``step``, from the plan and the step alone: resuming needs no other state.
 
-    Returns the factor. That of step 0 is ``1 / warmup`` to the power of the plan; the released training applies the factors one step late,
-    which gives its first step the full rate and its second one none.
+    Returns the factor. That of step 0 is ``1 / warmup`` to the power of the plan; the released training applies the
+    factors one step late, which gives its first step the full rate and its second one none.
     """
     value = factor(step + 1, plan.total, plan.warmup, plan.flat, plan.plain_steps, plan.gamma, plan.warmup_power)
     for group, rate in zip(optimizer.param_groups, _rates(plan), strict=True):
