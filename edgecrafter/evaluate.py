@@ -152,6 +152,7 @@ def evaluate(
     kinds = TASKS[info.task].counts
     scorers = {kind: CocoScorer(annotations, max_det, kind) for kind in kinds}
     options: dict[str, Any] = {"top_k": max_det or TOP_K, "precision": precision, "classes": chosen}
+    options["owned"] = info.labels.owned()
     start = time.perf_counter()
     seen = 0
     with _evaluating(network):

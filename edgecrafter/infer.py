@@ -27,6 +27,7 @@ def detect(
     precision: str = "fp32",
     classes: Tensor | None = None,
     conf: float = 0.0,
+    owned: Tensor | None = None,
 ) -> list[Detections]:
     """Run a network that is in evaluation mode; its answers are decoded in float32 whatever the precision.
 
@@ -39,6 +40,7 @@ def detect(
         precision: ``fp32``, ``bf16`` or ``fp16`` for the network.
         classes: int64 labels to look for; None: all.
         conf: least score of what is kept; pixels of masks are computed for nothing else.
+        owned: bool [C, K], the keypoints that each class has (``Labels.owned``); None: all.
 
     Returns:
         B ``Detections`` on the CPU, best first, boxes and keypoints in pixels of the originals, not clipped.
@@ -52,7 +54,7 @@ def detect(
     with torch.inference_mode(), torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
         layer = network(spec.normalise(images.to(device, non_blocking=True))).layers[-1]
     with torch.inference_mode():  # without autocast, which would round the products that masks are made of
-        found = decode(layer, sizes, top_k, conf, classes)
+        found = decode(layer, sizes, top_k, conf, classes, owned)
     return _on_cpu(found)
 
 

@@ -28,6 +28,7 @@ def decode(
     top_k: int = 300,
     conf: float = 0.0,
     classes: Tensor | None = None,
+    owned: Tensor | None = None,
 ) -> list[Detections]:
     """The ``top_k`` best pairs of query and class of every image, best first, on the device of the layer.
 
@@ -42,6 +43,8 @@ def decode(
         top_k: detections to keep per image; at most Q x C are there.
         conf: least score of those that are kept.
         classes: int64 labels to look for; None: all.
+        owned: bool [C, P], the keypoints that each class has, at least one; the others become zeros and are not in the
+            box around the keypoints. None: all.
 
     Returns:
         B ``Detections`` in float32, each with up to min(top_k, Q x C) entries.
@@ -57,7 +60,8 @@ def decode(
     queries_BK, labels_BK = flat_BK // C, flat_BK % C
     if classes is not None:
         labels_BK = classes.to(labels_BK.device)[labels_BK]
-    boxes_BK4, keypoints_BKP3 = _places(layer, sizes, queries_BK)
+    owned_BKP = None if owned is None else owned.to(labels_BK.device)[labels_BK]
+    boxes_BK4, keypoints_BKP3 = _places(layer, sizes, queries_BK, owned_BKP)
     found = []
     for i, count in enumerate(_counts(scores_BK, conf)):
         each = Detections(scores_BK[i, :count], labels_BK[i, :count], boxes_BK4[i, :count], size=sizes[i])
@@ -79,7 +83,9 @@ def _counts(scores_BK: Tensor, conf: float) -> list[int]:
     return kept
 
 
-def _places(layer: LayerOutput, sizes: Sequence[tuple[int, int]], queries_BK: Tensor) -> tuple[Tensor, Tensor | None]:
+def _places(
+    layer: LayerOutput, sizes: Sequence[tuple[int, int]], queries_BK: Tensor, owned_BKP: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     """Boxes xyxy [B, K, 4] and keypoints [B, K, P, 3] of the chosen queries in pixels."""
     scale_B2 = torch.tensor([(w, h) for h, w in sizes], dtype=torch.float32, device=queries_BK.device)
     points_BKP2 = None
@@ -90,10 +96,20 @@ def _places(layer: LayerOutput, sizes: Sequence[tuple[int, int]], queries_BK: Te
         boxes_BK4 = _take(box_ops.cxcywh_to_xyxy(layer.boxes.float()), queries_BK) * scale_B2.repeat(1, 2)[:, None]
     else:
         assert points_BKP2 is not None, "a layer answers with boxes, keypoints, or both"
-        boxes_BK4 = keypoint_ops.extent(points_BKP2)
+        boxes_BK4 = _extent(points_BKP2, owned_BKP)
     if points_BKP2 is None:
         return boxes_BK4, None
-    return boxes_BK4, torch.cat([points_BKP2, torch.ones_like(points_BKP2[..., :1])], dim=-1)
+    points_BKP3 = torch.cat([points_BKP2, torch.ones_like(points_BKP2[..., :1])], dim=-1)
+    return boxes_BK4, points_BKP3 if owned_BKP is None else points_BKP3.where(owned_BKP[..., None], 0.0)
+
+
+def _extent(points_BKP2: Tensor, owned_BKP: Tensor | None) -> Tensor:
+    """The boxes xyxy [B, K, 4] around the keypoints that the labels have."""
+    if owned_BKP is None:
+        return keypoint_ops.extent(points_BKP2)
+    lacking = ~owned_BKP[..., None]
+    low, high = points_BKP2.masked_fill(lacking, torch.inf), points_BKP2.masked_fill(lacking, -torch.inf)
+    return torch.cat([low.amin(-2), high.amax(-2)], dim=-1)
 
 
 def _masks(masks: MaskMap, image: int, queries_K: Tensor, size: tuple[int, int]) -> runs.Runs:

@@ -120,6 +120,7 @@ class Predictor:
             inputs = torch.stack([_input(picture, size) for _, picture in group])
             sizes = [(picture.height, picture.width) for _, picture in group]
             options: dict[str, Any] = {"top_k": max_det, "precision": self.precision, "classes": classes, "conf": conf}
+            options["owned"] = self.info.labels.owned()
             answers = detect(self.network, self.info.input, inputs, sizes, **options)
             for (item, picture), found in zip(group, answers, strict=True):
                 yield self._result(item, picture, _inside(found))

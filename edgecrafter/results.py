@@ -51,8 +51,9 @@ class Result(Detections):
     score, box in result`` walks through them, ``result.above(0.6)`` keeps the sure ones.
 
     Segmentation adds ``masks``, run lengths of which ``masks.array()`` makes pixels [N, h, w], ``masks[[i]].array()``
-    those of one. Pose adds ``keypoints`` [N, K, 3]: x, y in pixels, which may lie outside of the picture, and 1; then
-    ``boxes_from`` says that the boxes are the extent of the keypoints.
+    those of one. Pose adds ``keypoints`` [N, K, 3]: x, y in pixels, which may lie outside of the picture, and 1, or
+    three zeros for a keypoint that the class does not have; then ``boxes_from`` says that the boxes are the extent of
+    the keypoints.
     """
 
     names: tuple[str, ...] = ()
@@ -115,8 +116,8 @@ class Result(Detections):
         """Plain values for JSON: path, size (height, width) and one entry per detection.
 
         An entry holds label, name, score and box (xyxy); with masks also ``mask``, COCO's run lengths as
-        pycocotools reads them; with keypoints ``keypoints``, name, x and y of each, and ``box_from: keypoints`` if the
-        box is their extent.
+        pycocotools reads them; with keypoints ``keypoints``, name, x and y of each that the class has, and
+        ``box_from: keypoints`` if the box is their extent.
         """
         found: list[dict[str, Any]] = [
             {"label": label, "name": each.name, "score": each.score, "box": list(each.box)}
@@ -146,9 +147,10 @@ class Result(Detections):
     def to_supervision_keypoints(self) -> supervision.KeyPoints:
         """The same as ``supervision.KeyPoints``: ``xy`` [N, K, 2], classes, and class names in ``data``.
 
-        There is no score per keypoint. That of the object is ``detection_confidence``, and ``data["score"]`` where the
-        installed supervision (before 0.29) has no such field. Raises ImportError when that package is missing and
-        ValueError for a result without keypoints.
+        Keypoints that a class does not have are at 0, 0, where supervision draws none. There is no score per keypoint.
+        That of the object is ``detection_confidence``, and ``data["score"]`` where the installed supervision (before
+        0.29) has no such field. Raises ImportError when that package is missing and ValueError for a result without
+        keypoints.
         """
         if self.keypoints is None:
             raise ValueError(f"{self.title}: no keypoints in this result. Use to_supervision(), or a pose model")
@@ -162,9 +164,10 @@ class Result(Detections):
         return np.array([each.name for each in self], dtype=str)
 
     def _named(self, points: Tensor) -> list[dict[str, Any]]:
-        """The keypoints [K, 3] of one object as plain values."""
+        """The keypoints [K, 3] of one object that its class has, as plain values."""
         names = self.skeleton.names if self.skeleton else [str(index) for index in range(len(points))]
-        return [{"name": name, "x": x, "y": y} for name, (x, y, _) in zip(names, points.tolist(), strict=True)]
+        rows = zip(names, points.tolist(), strict=True)
+        return [{"name": name, "x": x, "y": y} for name, (x, y, there) in rows if there]
 
     def _target(self, path: Path | None) -> Path:
         """The file that ``save`` writes."""

@@ -70,12 +70,15 @@ class Labels:
 
     ``ids`` are the category ids of the data the classes came from; they are used only when results are written.
     ``unused`` are labels that stand for no class and are never reported (released pose weights have one).
+    ``keypoints`` are, for each class, the keypoints of the skeleton that it has; empty: all classes have all.
+    Raises ``ValueError`` for parts that do not fit one another.
     """
 
     names: tuple[str, ...]
     ids: tuple[int, ...] = ()
     skeleton: Skeleton | None = None
     unused: tuple[int, ...] = ()
+    keypoints: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.names:
@@ -84,6 +87,13 @@ class Labels:
             object.__setattr__(self, "ids", tuple(range(len(self.names))))
         if len(self.ids) != len(self.names):
             raise ValueError(f"{len(self.names)} class names but {len(self.ids)} category ids: give one id per name")
+        count = len(self.skeleton) if self.skeleton else 0
+        fits = all(own and all(0 <= index < count for index in own) for own in self.keypoints)
+        if self.keypoints and (len(self.keypoints) != len(self.names) or not fits):
+            raise ValueError(
+                f"keypoints of the classes {self.keypoints}: give each of the {len(self.names)} classes at least one "
+                f"of the {count} keypoints, or none at all to say that every class has all"
+            )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -92,6 +102,15 @@ class Labels:
     def used(self) -> tuple[int, ...]:
         """The labels that stand for a class."""
         return tuple(label for label in range(len(self)) if label not in self.unused)
+
+    def owned(self) -> Tensor | None:
+        """Which keypoints each class has, [C, K] bool; None: all have all."""
+        if not self.keypoints or self.skeleton is None:
+            return None
+        table = torch.zeros(len(self), len(self.skeleton), dtype=torch.bool)
+        for label, own in enumerate(self.keypoints):
+            table[label, list(own)] = True
+        return table
 
 
 @dataclass(frozen=True)
@@ -288,7 +307,7 @@ class Detections:
     masks: Runs | None = None
     """run-length codes of N masks of the whole picture; ``masks.array()`` gives pixels"""
     keypoints: Tensor | None = None
-    """[N, K, 3] x, y in pixels, and 1 (there is no score per keypoint)"""
+    """[N, K, 3] x, y in pixels, and 1 (there is no score per keypoint); three zeros for what the class does not have"""
     boxes_from: str = "query"
     """what the boxes are: the answer of the ``query``, or the extent of the ``keypoints``"""
 

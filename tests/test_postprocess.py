@@ -12,12 +12,17 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgecrafter import hub
+from edgecrafter.data import formats
+from edgecrafter.data.annotations import Annotations
+from edgecrafter.evaluate import evaluate
 from edgecrafter.postprocess import MASKS, decode
-from edgecrafter.types import LayerOutput, MaskMap
+from edgecrafter.predict import Predictor
+from edgecrafter.types import InputSpec, LayerOutput, MaskMap, Outputs
 
 GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))
@@ -163,6 +168,92 @@ def test_keypoints_are_scaled_and_give_the_box() -> None:
     assert found.boxes.tolist() == [pytest.approx([20, 20, 60, 40]), pytest.approx([100, -10, 150, 25])]
     boxed = LayerOutput(torch.zeros(1, 2, 1), torch.rand(1, 2, 4), keypoints=points)
     assert decode(boxed, [(100, 200)])[0].boxes_from == "query"
+
+
+OWNED = torch.tensor([[True, True, False], [False, True, True]])
+
+
+def two_kinds(seed: int = 0, queries: int = 6) -> LayerOutput:
+    """Poses of three keypoints, of which each of two classes has two."""
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.rand(2, queries, 3, 2, generator=generator)
+    return LayerOutput(torch.randn(2, queries, 2, generator=generator), keypoints=points)
+
+
+@pytest.mark.parametrize("classes", [None, torch.tensor([1]), torch.tensor([1, 0])])
+def test_keypoints_that_a_class_lacks_are_zero_and_not_in_its_box(classes: Tensor | None) -> None:
+    answer, sizes = two_kinds(), [(100, 200), (30, 40)]
+    every = decode(answer, sizes, classes=classes)
+    for found, plain in zip(decode(answer, sizes, classes=classes, owned=OWNED), every, strict=True):
+        assert torch.equal(found.labels, plain.labels) and torch.equal(found.scores, plain.scores)
+        assert found.keypoints is not None and plain.keypoints is not None
+        for label, box, points, all_points in zip(
+            found.labels, found.boxes, found.keypoints, plain.keypoints, strict=True
+        ):
+            own = OWNED[label]
+            assert torch.equal(points[own], all_points[own]) and not points[~own].any()
+            places = points[own, :2]
+            assert torch.equal(box, torch.cat([places.amin(0), places.amax(0)]))
+        assert not torch.equal(found.boxes, plain.boxes)
+    assert classes is None or set(found.labels.tolist()) == set(classes.tolist())
+
+
+def test_boxes_of_a_query_stay_whatever_its_class_has() -> None:
+    answer = replace(two_kinds(), boxes=torch.rand(2, 6, 4))
+    for found, plain in zip(decode(answer, [(9, 9)] * 2, owned=OWNED), decode(answer, [(9, 9)] * 2), strict=True):
+        assert torch.equal(found.boxes, plain.boxes) and found.boxes_from == "query"
+        assert found.keypoints is not None and torch.equal(found.keypoints[..., 2] > 0, OWNED[found.labels])
+
+
+TRUTH = [[60.0, 40, 2, 100, 80, 2], [120.0, 10, 2, 170, 60, 1]]
+
+
+@pytest.fixture
+def ant_and_bee(tmp_path: Path) -> Annotations:
+    """A picture with one object of each of two classes, whose keypoints are ``OWNED``."""
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (200, 100)).save(tmp_path / "images" / "a.png")
+    kinds = [{"id": 1, "name": "ant", "keypoints": ["a", "b"]}, {"id": 2, "name": "bee", "keypoints": ["b", "c"]}]
+    plain = {"image_id": 1, "bbox": [0, 0, 99, 99], "area": 2000}
+    data = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 100, "width": 200}],
+        "categories": kinds,
+        "annotations": [{"id": i, "category_id": i, "keypoints": TRUTH[i - 1], **plain} for i in (1, 2)],
+    }
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "person_keypoints_train.json").write_text(json.dumps(data))
+    return formats.load(tmp_path, truth="keypoints")
+
+
+class Knowing(nn.Module):
+    """Finds the two objects exactly, and puts the keypoint that each of them lacks far away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.points = nn.Parameter(torch.full((1, 2, 3, 2), 0.9))
+        for i, row in enumerate(TRUTH):
+            self.points.data[0, i, i : i + 2] = torch.tensor(row).view(2, 3)[:, :2] / torch.tensor([200.0, 100])
+
+    def forward(self, _images: Tensor) -> Outputs:
+        return Outputs([LayerOutput(torch.tensor([[[4.0, -9], [-9, 3]]]), keypoints=self.points)])
+
+
+def test_different_keypoints_are_scored_and_told_by_their_own(ant_and_bee: Annotations) -> None:
+    """What a class lacks is neither compared nor part of an area, whichever classes are looked for."""
+    labels = ant_and_bee.labels
+    owned = labels.owned()
+    assert owned is not None and torch.equal(owned, OWNED)
+    info = replace(hub.create("ecpose-p", labels)[1], input=InputSpec((64, 64)))
+    scores = evaluate(Knowing(), info, ant_and_bee, progress=False)
+    assert scores.overall["AP"] == pytest.approx(1)
+    for row, told in zip(TRUTH, sorted(scores.scorer.results(), key=lambda row: -row["score"])[:2], strict=True):
+        points = np.reshape(told["keypoints"], (3, 3))
+        assert sorted(points[:, 2]) == [0, 1, 1]
+        assert [*points[:, :2].min(0), *points[:, :2].max(0)] == pytest.approx([row[0], row[1], row[3], row[4]])
+    for only in (None, "bee"):
+        (found,) = Predictor(Knowing(), info)(np.zeros((100, 200, 3), np.uint8), classes=only)
+        assert found.boxes[-1].tolist() == pytest.approx([120, 10, 170, 60])
+        assert [point["name"] for point in found.to_dict()["detections"][-1]["keypoints"]] == ["b", "c"]
 
 
 class Counted(MaskMap):

@@ -49,6 +49,8 @@ def test_keypoints_are_named_in_json() -> None:
     first, second = told["detections"]
     assert first["keypoints"][2] == {"name": "right_ear", "x": -3, "y": 50} and len(second["keypoints"]) == 3
     assert first["box_from"] == "keypoints" and "mask" not in first and first["name"] == "dog"
+    lacking = result(keypoints=POINTS * torch.tensor([1, 0, 1])[:, None], skeleton=SKELETON).to_dict()["detections"]
+    assert [[point["name"] for point in each["keypoints"]] for each in lacking] == [["nose", "right_ear"]] * 2
     unnamed = result(keypoints=POINTS).to_dict()["detections"][1]
     assert unnamed["keypoints"][1] == {"name": "1", "x": 55.5, "y": 12} and "box_from" not in unnamed
 

@@ -159,6 +159,38 @@ def test_keypoints_of_several_categories_go_by_name(tmp_path: Path) -> None:
         ("nose", "tail", "wing_l", "wing_r"), ((0, 1), (2, 0)), ((2, 3),), (0.1, 0.2, SIGMA, SIGMA)
     )
     assert any("without keypoints, left out: 1 (first: car; 1 objects)" in text for text in data.notes)
+    assert data.labels.keypoints == ((0, 1), (0, 2, 3))
+    assert data.labels.owned().tolist() == [[True, True, False, False], [True, False, True, True]]
+
+
+def test_which_class_has_which_keypoints_follows_the_training_split(tmp_path: Path) -> None:
+    dog = {"id": 1, "name": "dog", "keypoints": ["nose", "tail"]}
+    bird = {"id": 4, "name": "bird", "keypoints": ["wing", "nose"]}
+    objects = [record(1, 4, keypoints=[1, 1, 2, 2, 2, 2])]
+    known = formats.load(several(tmp_path, [dog, bird], objects), truth="keypoints").labels
+    assert known.skeleton is not None and known.skeleton.names == ("nose", "tail", "wing")
+    assert known.keypoints == ((0, 1), (0, 2))
+    turned = [{**bird, "id": 1, "keypoints": ["nose", "wing"]}, {**dog, "id": 4, "keypoints": ["tail", "nose"]}]
+    data = formats.load(
+        several(tmp_path, turned, [record(1, keypoints=[5, 5, 2, 6, 6, 1])]), "train", known, truth="keypoints"
+    )
+    assert data.labels.keypoints == known.keypoints and data.keypoints[0, :, 0].tolist() == [5, 0, 6]
+    assert formats.load(tmp_path, labels=known).labels.keypoints == known.keypoints
+    boxes = Labels(("cat", "bird", "dog"), (7, 8, 9))
+    data = formats.load(tmp_path, "train", boxes, truth="keypoints")
+    assert data.labels.keypoints == ((0, 1, 2), (0, 1), (0, 2)), "a class that the data lack has all"
+
+
+def test_classes_with_the_same_keypoints_have_all(tmp_path: Path) -> None:
+    categories = [{"id": i, "name": f"{i}", "keypoints": names} for i, names in ((1, ["a", "b"]), (2, ["b", "a"]))]
+    data = formats.load(several(tmp_path, categories, [record(1, keypoints=[1, 1, 2, 2, 2, 2])]), truth="keypoints")
+    assert data.labels.keypoints == () and data.labels.owned() is None
+
+
+@pytest.mark.parametrize("keypoints", [((0, 1),), ((0,), ()), ((0,), (2,)), ((0,), (-1,))])
+def test_keypoints_of_classes_must_fit(keypoints: tuple[tuple[int, ...], ...]) -> None:
+    with pytest.raises(ValueError, match=r"keypoints of the classes .* 2 classes at least one of the 2 keypoints"):
+        Labels(("a", "b"), skeleton=Skeleton(("x", "y")), keypoints=keypoints)
 
 
 def test_keypoints_without_names_are_numbered(tmp_path: Path) -> None:

@@ -65,7 +65,16 @@ def _keep_keypoints(found: Detections) -> Columns:
 
 
 def _tell_keypoints(columns: Columns, _size: tuple[int, int]) -> list[Any]:
-    told: list[Any] = columns["keypoints"].double().flatten(1).tolist()
+    """Keypoints that the class does not have are told, with visibility 0, where the first is that it has.
+
+    COCO's tools take the area of a detection from all its points, and compare all with regions that are ignored.
+    """
+    points = columns["keypoints"].double()
+    there = points[..., 2] > 0
+    if not there.all():
+        first = points[torch.arange(len(points)), there.int().argmax(1)] * points.new_tensor([1, 1, 0])
+        points = torch.where(there[..., None], points, first[:, None])
+    told: list[Any] = points.flatten(1).tolist()
     return told
 
 

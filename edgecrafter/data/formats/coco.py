@@ -114,7 +114,9 @@ def _with_keypoints(
     named = bool(coco_keypoints.listed(source.file, source.categories))
     final, points, followed = skeleton.follow(own, labels.skeleton, points, str(source.file), named)
     notes = [*miscounted, *lost, *followed]
-    return replace(labels, skeleton=final), replace(rows, keypoints=points), notes
+    known = labels.skeleton is not None
+    owned = labels.keypoints if known else coco_keypoints.owned(source.categories, names, labels.names)
+    return replace(labels, skeleton=final, keypoints=owned), replace(rows, keypoints=points), notes
 
 
 ADD = {"": _plain, "masks": _with_masks, "keypoints": _with_keypoints}

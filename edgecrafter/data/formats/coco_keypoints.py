@@ -80,6 +80,18 @@ def union(names: Names) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for each in names.values() for name in each))
 
 
+def owned(categories: list[Record], names: Names, classes: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+    """Which keypoints of the ``union`` each of the classes has; nothing if all have all.
+
+    A class that the file does not list has all.
+    """
+    order = union(names)
+    every, place = tuple(range(len(order))), {name: index for index, name in enumerate(order)}
+    own = {record.get("name"): tuple(sorted(place[name] for name in names[record["id"]])) for record in categories}
+    found = tuple(own.get(name, every) for name in classes)
+    return found if set(found) != {every} else ()
+
+
 def points(
     file: Path, objects: list[Record], category: NDArray[np.int64], names: Names
 ) -> tuple[NDArray[np.float64], list[str]]:
