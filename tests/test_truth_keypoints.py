@@ -1,6 +1,8 @@
 """Keypoints of COCO files become a column; skeletons are built and followed."""
 
 import json
+import re
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from small_truth import NAMES, POINTS, SQUARE, coco, posed, record
 
 from edgecrafter.data import formats, skeleton
 from edgecrafter.data.annotations import to_coco
+from edgecrafter.data.formats import coco_fields
 from edgecrafter.geometry.keypoints import COCO_SIGMAS, PERSON_EDGES, PERSON_KEYPOINTS, PERSON_PAIRS, SIGMA
 from edgecrafter.types import Labels, Skeleton
 
@@ -191,6 +194,32 @@ def test_classes_with_the_same_keypoints_have_all(tmp_path: Path) -> None:
 def test_keypoints_of_classes_must_fit(keypoints: tuple[tuple[int, ...], ...]) -> None:
     with pytest.raises(ValueError, match=r"keypoints of the classes .* 2 classes at least one of the 2 keypoints"):
         Labels(("a", "b"), skeleton=Skeleton(("x", "y")), keypoints=keypoints)
+
+
+def test_boxes_do_not_pay_for_keypoints(tmp_path: Path) -> None:
+    """All keypoints of all objects by name would be 34 MB, and more than one copy of them."""
+    names = [[f"{key} {index}" for index in range(22)] for key in range(13)]
+    categories = [{"id": key + 1, "name": f"{key}", "keypoints": names[key]} for key in range(13)]
+    objects = [record(i + 1, i % 13 + 1, keypoints=[20, 20, 2] * 22, num_keypoints=22) for i in range(5000)]
+    objects[70]["keypoints"] = [20, 20, 0, 90, 20, 1] + [float("nan"), 20, 2] * 20
+    several(tmp_path, categories, objects)
+    tracemalloc.start()
+    try:
+        coco_fields.load(tmp_path / "annotations" / "instances_train.json")
+        text = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        data = formats.load(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < text + 4e6
+    finally:
+        tracemalloc.stop()
+    assert [re.sub(r" \(first.*id 71\)", "", note) for note in data.notes] == [
+        "objects whose num_keypoints is not the count of their labelled points: 1",
+        "objects with a keypoint that is not finite, taken as not labelled: 1",
+        "objects with a labelled keypoint outside of their picture, taken as not labelled: 1",
+    ]
+    objects[80]["keypoints"] = [1, 2, 3]
+    with pytest.raises(ValueError, match="annotation id 81: 'keypoints' .*expected 66 numbers"):
+        formats.load(several(tmp_path, categories, objects))
 
 
 def test_keypoints_without_names_are_numbered(tmp_path: Path) -> None:

@@ -138,6 +138,14 @@ def inside(
     points: NDArray[np.float64], sizes: NDArray[np.int32], where: Callable[[int], str]
 ) -> tuple[NDArray[np.float64], list[str]]:
     """Keypoints [N, K, 3] of pictures of ``sizes`` [N, 2], zeros where not labelled or outside; and notes."""
+    kept, broken, outside = marked(points, sizes)
+    return kept, astray(broken, outside, where)
+
+
+def marked(
+    points: NDArray[np.float64], sizes: NDArray[np.int32]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Keypoints as ``inside`` gives them, and which objects [N] have one that is not finite, and one outside."""
     limits = sizes[:, None, ::-1].astype(np.float64)
     limits = np.where(limits > 0, limits, np.inf)
     places, labelled = points[..., :2], points[..., 2] > 0
@@ -145,15 +153,16 @@ def inside(
     near = np.all((places >= -SLACK) & (places <= limits + SLACK), axis=-1)
     kept = labelled & near
     placed = np.concatenate([np.clip(places, 0, limits), points[..., 2:]], axis=-1)
-    notes = [
-        *note("objects with a keypoint that is not finite, taken as not labelled", _any(labelled & ~finite), where),
-        *note(
-            "objects with a labelled keypoint outside of their picture, taken as not labelled",
-            _any(labelled & finite & ~near),
-            where,
-        ),
+    broken, outside = labelled & ~finite, labelled & finite & ~near
+    return np.where(kept[..., None], placed, 0.0), broken.any(axis=1), outside.any(axis=1)
+
+
+def astray(broken: NDArray[np.bool_], outside: NDArray[np.bool_], where: Callable[[int], str]) -> list[str]:
+    """Notes on objects with a keypoint that is not finite, and with one outside."""
+    return [
+        *note("objects with a keypoint that is not finite, taken as not labelled", broken, where),
+        *note("objects with a labelled keypoint outside of their picture, taken as not labelled", outside, where),
     ]
-    return np.where(kept[..., None], placed, 0.0), notes
 
 
 def note(what: str, chosen: NDArray[np.bool_], where: Callable[[int], str]) -> list[str]:
@@ -202,11 +211,6 @@ def _known_sizes(annotations: Annotations) -> Annotations:
     if not len(annotations):
         raise ValueError(f"{annotations.root}: no readable picture is left. " + " ".join(annotations.notes))
     return annotations
-
-
-def _any(marks: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which objects have a mark, [N, K] -> [N]."""
-    return np.asarray(marks.any(axis=1))
 
 
 def _areas(rows: Rows, boxes: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

@@ -84,8 +84,7 @@ def _plain(
     notes = clean.note(what, coco_masks.undrawable(source.objects), where)
     names = coco_keypoints.listed(source.file, source.categories)
     if names:
-        points, miscounted = coco_keypoints.points(source.file, source.objects, source.category, names)
-        notes += [*miscounted, *clean.inside(points, sizes, where)[1]]
+        notes += coco_keypoints.faults(source.file, source.objects, source.category, names, sizes, where)
     return labels, rows, notes
 
 

@@ -7,20 +7,23 @@ lists names, 17 keypoints are those of COCO's person, unless ``flip_pairs`` has 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgecrafter.data import skeleton
-from edgecrafter.data.formats import coco_fields
+from edgecrafter.data.formats import clean, coco_fields
 from edgecrafter.data.formats.coco_fields import Record
 from edgecrafter.geometry.keypoints import PERSON_EDGES, PERSON_KEYPOINTS, SIGMA
 from edgecrafter.types import Skeleton
 
 Names = dict[int, tuple[str, ...]]
 """category id -> names of its keypoints"""
+
+BLOCK = 1 << 14
+"""Objects that are read at a time."""
 
 
 def listed(file: Path, categories: list[Record]) -> Names:
@@ -101,20 +104,31 @@ def points(
     count of numbers or a visibility other than 0, 1 or 2.
     """
     place = {name: index for index, name in enumerate(union(names))}
-    found = np.zeros((len(objects), len(place), 3))
-    has = np.array([bool(record.get("keypoints")) for record in objects], dtype=bool)
-    for key, own in names.items():
-        rows = np.flatnonzero(has & (category == key))
-        found[rows[:, None], [place[name] for name in own]] = _table(file, objects, rows.tolist(), len(own))
-    counts = (found[..., 2] > 0).sum(axis=1).tolist()
-    stated = [record.get("num_keypoints") for record in objects]
-    chosen = np.isin(category, list(names)) & has
-    wrong = [row for row in np.flatnonzero(chosen).tolist() if stated[row] not in (None, counts[row])]
-    if not wrong:
-        return found, []
-    first = coco_fields.name("annotation", objects, wrong[0])
-    what = "objects whose num_keypoints is not the count of their labelled points"
-    return found, [f"{what}: {len(wrong)} (first: {file.name}, {first})"]
+    found, counts = np.zeros((len(objects), len(place), 3)), np.full(len(objects), -1)
+    for rows, own, table in _tables(file, objects, category, names):
+        found[rows[:, None], [place[name] for name in own]] = table
+        counts[rows] = (table[..., 2] > 0).sum(axis=1)
+    return found, _miscounted(file, objects, counts)
+
+
+def faults(
+    file: Path,
+    objects: list[Record],
+    category: NDArray[np.int64],
+    names: Names,
+    sizes: NDArray[np.int32],
+    where: Callable[[int], str],
+) -> list[str]:
+    """Notes and errors of ``points`` and of ``clean.inside``, without the points of the ``union``, which take memory.
+
+    ``sizes`` [N, 2] are those of the objects' pictures.
+    """
+    counts = np.full(len(objects), -1)
+    broken, outside = np.zeros((2, len(objects)), dtype=bool)
+    for rows, _, table in _tables(file, objects, category, names):
+        counts[rows] = (table[..., 2] > 0).sum(axis=1)
+        _, broken[rows], outside[rows] = clean.marked(table, sizes[rows])
+    return [*_miscounted(file, objects, counts), *clean.astray(broken, outside, where)]
 
 
 def form(file: Path, categories: list[Record], names: Names) -> tuple[Skeleton, list[str]]:
@@ -152,6 +166,29 @@ def _assumed(file: Path, categories: list[Record], counts: dict[int, int]) -> Na
     same = [skeleton.assumed_names(len(own), pairs) == names[0] for own, pairs in zip(names, stated, strict=True)]
     fits = bool(same) and all(same)
     return {key: names[0] if fits else skeleton.default_names(count) for key, count in counts.items()}
+
+
+def _tables(
+    file: Path, objects: list[Record], category: NDArray[np.int64], names: Names
+) -> Iterator[tuple[NDArray[np.int64], tuple[str, ...], NDArray[np.float64]]]:
+    """Objects [M] of one category that have keypoints, the names of these, and the keypoints [M, k, 3]; all in turn."""
+    has = np.array([bool(record.get("keypoints")) for record in objects], dtype=bool)
+    for key, own in names.items():
+        rows = np.flatnonzero(has & (category == key))
+        for start in range(0, len(rows), BLOCK):
+            some = rows[start : start + BLOCK]
+            yield some, own, _table(file, objects, some.tolist(), len(own))
+
+
+def _miscounted(file: Path, objects: list[Record], counts: NDArray[np.int64]) -> list[str]:
+    """A note on objects that state another number of labelled points than ``counts`` [N]; -1: no points."""
+    pairs = enumerate(zip(counts.tolist(), objects, strict=True))
+    wrong = [row for row, (count, each) in pairs if count >= 0 and each.get("num_keypoints") not in (None, count)]
+    if not wrong:
+        return []
+    first = coco_fields.name("annotation", objects, wrong[0])
+    what = "objects whose num_keypoints is not the count of their labelled points"
+    return [f"{what}: {len(wrong)} (first: {file.name}, {first})"]
 
 
 def _table(file: Path, objects: list[Record], rows: list[int], count: int) -> NDArray[np.float64]:
