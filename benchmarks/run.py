@@ -90,7 +90,7 @@ def milliseconds(seconds: list[float]) -> str:
 
 def inference(model: str, size: int, rounds: int) -> list[list[str]]:
     """Forward passes at batch 1: eager and fused."""
-    network = hub.create(model, hub.COCO)[0].eval()
+    network = hub.create(model)[0].eval()
     fused, yardstick, image = fuse(network), resnet().eval(), torch.randn(1, 3, size, size)
     rows = []
     for name, ours in (("eager", network), ("fused", fused)):

@@ -47,8 +47,8 @@ class ModelInfo:
         labels = row["labels"]
         skeleton = labels["skeleton"] and Skeleton(**{k: _tuples(v) for k, v in labels["skeleton"].items()})
         spec = {key: _tuples(value) for key, value in row["input"].items()}
-        unused = tuple(labels.get("unused", ()))  # early files do not say
-        row["labels"] = Labels(tuple(labels["names"]), tuple(labels["ids"]), skeleton, unused)
+        rest = {name: _tuples(labels.get(name, [])) for name in ("unused", "keypoints")}  # early files do not say
+        row["labels"] = Labels(tuple(labels["names"]), tuple(labels["ids"]), skeleton, **rest)
         return ModelInfo(**{**row, "size": Size(**row["size"]), "input": InputSpec(**spec)})
 
 

@@ -26,7 +26,7 @@ def plan_of(size: str) -> Plan:
 
 def test_golden_groups() -> None:
     with torch.device("meta"):
-        network, _ = hub.create("ecdet-s", hub.COCO)
+        network, _ = hub.create("ecdet-s")
     ours = {official.official_name(name): i for i, names in enumerate(groups(network)) for name in names}
     assert ours == GOLDEN["group_of"]
     fixed = [official.official_name(name) for name, p in network.named_parameters() if not p.requires_grad]

@@ -42,7 +42,7 @@ def test_counted_by_hand() -> None:
 )
 def test_released_models_in_deploy_form(name: str, all_products: float, authors: float) -> None:
     with torch.device("meta"):
-        network, _ = hub.create(f"ecdet-{name}", hub.COCO)
+        network, _ = hub.create(f"ecdet-{name}")
     counted = speed.flops(fuse(network))
     assert counted.all_products / 1e9 == pytest.approx(all_products, abs=0.005)
     assert authors * 0.995 < counted.paper / 1e9 < authors

@@ -86,7 +86,8 @@ def write(
 
     Makes ``images/*.jpg`` and ``annotations/instances_{train,val}.json``. ``shapes`` are the classes and what draws
     them, each as often as the others; None: ``shapes.SHAPES``. With ``shapes.POSED`` everything has keypoints. ``kind``
-    says how many things there are and how large; None: ``CROWDED``. Raises ValueError when the folder holds other files.
+    says how many things there are and how large; None: ``CROWDED``. Raises ValueError when the folder holds other
+    files.
     """
     shapes = SHAPES if shapes is None else shapes
     folder = Path(folder)

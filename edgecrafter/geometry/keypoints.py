@@ -21,8 +21,9 @@ COCO_SIGMAS = (
     0.089,
 )  # fmt: skip
 """of ``PERSON_KEYPOINTS``"""
-SIGMA = 0.05
-"""for keypoints that the data say nothing of: between COCO's eyes (0.025) and hips (0.107); ours"""
+SIGMA = 0.1
+"""for keypoints that the data say nothing of: about that of COCO's hips and knees (0.107, 0.087); ours. A small one
+makes learning from scratch slow: far from its keypoint a guess has no OKS to learn from"""
 
 
 def default_sigmas(count: int) -> tuple[float, ...]:
