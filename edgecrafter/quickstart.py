@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,16 +27,14 @@ from edgecrafter.predict import distinct
 from edgecrafter.tasks import TASKS
 from edgecrafter.types import Detections
 
-TRAINING = "training"
-"""name of the run's folder"""
+TRAINING, DETECTOR = "training", "detector"
+"""names of the folders of the run, and of the one before it"""
 PICTURES = 6
 """validation pictures that are drawn"""
 OWN_SIDE = 256
 """input size in pixels for data that are not generated"""
 SIZE = "p"
 """of the model"""
-LR = 3e-3
-"""at batch 16, three times the recipe's: the run is short"""
 GAP = 6
 """pixels between the truth and the prediction"""
 
@@ -45,25 +44,55 @@ class Course:
     """What is trained and for how long, for one task."""
 
     shapes: Mapping[str, Maker]
-    """what the generated scenes show; seven of them at most"""
+    """what the generated scenes show"""
+    kind: scenes.Kind
+    """how many of them, and how large"""
     pictures: int
     """generated for training"""
     side: int
     """input size in pixels for the scenes"""
     seen: int
-    """training pictures seen, over all epochs: about three minutes on two cores"""
+    """training pictures seen, over all epochs: a few minutes on two cores"""
     rate: int
     """training pictures per second on two cores, roughly; slower by the area of a larger input"""
     queries: int
     """for the scenes"""
+    lr: float
+    """at batch 16; above the recipe's, since the run is short"""
     finds: str
     """what the model finds, in words"""
+    detector: int = 0
+    """training pictures that a detector sees first, from which the model then starts; 0: it starts from nothing"""
 
 
 COURSES = {
-    "detect": Course(SHAPES, pictures=480, side=160, seen=4320, rate=25, queries=50, finds="boxes"),
-    "segment": Course(SHAPES, pictures=480, side=160, seen=3840, rate=22, queries=50, finds="masks"),
-    "pose": Course(POSED, pictures=480, side=160, seen=4320, rate=20, queries=30, finds="keypoints"),
+    "detect": Course(
+        SHAPES, scenes.CROWDED, pictures=480, side=160, seen=4320, rate=25, queries=50, lr=3e-3, finds="boxes"
+    ),
+    "segment": Course(
+        SHAPES,
+        scenes.CALM,
+        pictures=480,
+        side=160,
+        seen=3360,
+        rate=22,
+        queries=50,
+        lr=1.5e-3,
+        finds="masks",
+        detector=1920,
+    ),
+    "pose": Course(
+        POSED,
+        scenes.CALM,
+        pictures=480,
+        side=160,
+        seen=4800,
+        rate=20,
+        queries=30,
+        lr=1.5e-3,
+        finds="keypoints",
+        detector=1920,
+    ),
 }
 LAYOUTS = {
     "": "COCO, YOLO or Pascal VOC layout",
@@ -102,7 +131,7 @@ def quickstart(
     Args:
         data: a data set in a known layout; empty: scenes are generated.
         folder: where everything goes; files of an earlier quickstart are replaced.
-        epochs: passes over the training pictures; None: as many as take about three minutes on two cores, five at least
+        epochs: passes over the training pictures; None: as many as take three to five minutes on two cores, five at least
             unless the data are many, and one however many they are.
         imgsz: input size in pixels, a multiple of 32; None: 160 for the scenes, 256 for ``data``.
         seed: of scenes and training.
@@ -119,26 +148,21 @@ def quickstart(
     course, folder, truth = COURSES[task], Path(folder), TASKS[task].truth
     source = Path(data) if data else _scenes(folder, seed, course)
     known = formats.load(source, "train", truth=truth)
-    epochs = epochs or _epochs(len(known), course)
-    side = imgsz or (OWN_SIDE if data else course.side)
-    print(_forecast(len(known), epochs, side, folder / TRAINING, course))
+    before = max(1, epochs // 2) if epochs else _epochs(len(known), course.detector, least=1)
+    epochs = epochs or _epochs(len(known), course.seen)
+    options = _options(source, imgsz or (OWN_SIDE if data else course.side), None if data else course.queries)
+    options |= {"augment": "light" if data else "none", "seed": seed, "device": device, "project": str(folder)}
+    weights = _detector(len(known), before, options) if course.detector else "auto"
+    print(_forecast(f"to find {course.finds}", len(known), epochs, options["imgsz"], folder / TRAINING, course))
     trained = train(
         model=f"{TASKS[task].prefix}-{SIZE}",
-        data=str(source),
+        weights=weights,
         epochs=epochs,
-        imgsz=side,
-        queries=None if data else course.queries,
-        lr=LR,
-        backbone_lr=LR,
-        batch=8,
-        augment="light" if data else "none",
+        lr=course.lr,
+        backbone_lr=course.lr,
         val_every=max(1, epochs // 10),
-        seed=seed,
-        device=device,
-        workers=0,
-        project=str(folder),
         name=TRAINING,
-        exist_ok=True,
+        **options,
     )
     model = folder / "model.safetensors"
     shutil.copyfile(trained.best, model)
@@ -148,6 +172,20 @@ def quickstart(
     outcome = Outcome(folder, model, trained.scores, pictures, plot)
     print(_report(outcome, trained.folder, source, bool(data), time.perf_counter() - start, task))
     return outcome
+
+
+def _options(source: Path, side: int, queries: int | None) -> dict[str, Any]:
+    """What all trainings of a quickstart have in common."""
+    plain = {"batch": 8, "workers": 0, "exist_ok": True}
+    return {"data": str(source), "imgsz": side, "queries": queries, **plain}
+
+
+def _detector(count: int, epochs: int, options: dict[str, Any]) -> str:
+    """A short training of a detector: its weights, from which masks and poses are learned sooner (paper, 3.4)."""
+    first, run = COURSES["detect"], Path(options["project"]) / DETECTOR
+    print(_forecast("a detector first, to start from:", count, epochs, options["imgsz"], run, first))
+    rate = {"lr": first.lr, "backbone_lr": first.lr, "val_every": epochs}
+    return str(train(model=f"{TASKS['detect'].prefix}-{SIZE}", epochs=epochs, name=DETECTOR, **rate, **options).last)
 
 
 def side_by_side(model: Model, annotations: Annotations, folder: Path, count: int = PICTURES) -> list[Path]:
@@ -165,17 +203,17 @@ def side_by_side(model: Model, annotations: Annotations, folder: Path, count: in
     return written
 
 
-def _epochs(count: int, course: Course) -> int:
-    """Passes over ``count`` pictures: ``seen`` pictures in all, but five passes while that is at most twice as many."""
-    return max(5 if 5 * count <= 2 * course.seen else 1, course.seen // max(1, count))
+def _epochs(count: int, seen: int, least: int = 5) -> int:
+    """Passes over ``count`` pictures: ``seen`` in all, but ``least`` passes while that is at most twice as many."""
+    return max(least if least * count <= 2 * seen else 1, seen // max(1, count))
 
 
-def _forecast(count: int, epochs: int, side: int, run: Path, course: Course) -> str:
+def _forecast(what: str, count: int, epochs: int, side: int, run: Path, course: Course) -> str:
     """How long the training will take, and how to go on with it after an interruption."""
     minutes = count * epochs / course.rate * (side / course.side) ** 2 / 60
     time = f"{minutes / 60:.0f} hours" if minutes > 100 else f"{max(1, minutes):.0f} min"
     return (
-        f"training to find {course.finds} on {count} pictures, {epochs} epochs at {side} x {side}: "
+        f"training {what} on {count} pictures, {epochs} epochs at {side} x {side}: "
         f"a rough estimate is {time} on two cores\n"
         f"Ctrl-C stops it; edgecrafter train --resume {run} goes on with it"
     )
@@ -184,7 +222,7 @@ def _forecast(count: int, epochs: int, side: int, run: Path, course: Course) -> 
 def _scenes(folder: Path, seed: int, course: Course) -> Path:
     *first, last = (f"{name}s" for name in course.shapes)
     print(f"making scenes: {', '.join(first)} and {last} with their {course.finds}, in COCO format")
-    return scenes.write(folder / "scenes", course.pictures, seed=seed, shapes=course.shapes)
+    return scenes.write(folder / "scenes", course.pictures, seed=seed, shapes=course.shapes, kind=course.kind)
 
 
 def _truth(annotations: Annotations, index: int) -> Detections:

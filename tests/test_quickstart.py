@@ -49,9 +49,9 @@ def test_a_short_one_on_own_data_leaves_everything(
 
 def test_many_pictures_are_seen_once_and_the_time_is_foretold() -> None:
     course = COURSES["detect"]
-    assert [_epochs(count, course) for count in (864, 1728, 2000, 118_000, 1)] == [5, 5, 2, 1, course.seen]
-    assert "3 min" in _forecast(864, 5, 160, Path("run"), course)
-    assert "3 hours" in _forecast(118_000, 1, 256, Path("run"), course)
+    assert [_epochs(count, course.seen) for count in (864, 1728, 2000, 118_000, 1)] == [5, 5, 2, 1, course.seen]
+    assert "3 min" in _forecast("to find boxes", 864, 5, 160, Path("run"), course)
+    assert "3 hours" in _forecast("to find boxes", 118_000, 1, 256, Path("run"), course)
 
 
 @pytest.mark.parametrize("task", COURSES)
@@ -159,12 +159,16 @@ def test_curves_are_a_wide_picture(tmp_path: Path) -> None:
         curves.plot(tmp_path / "nowhere", tmp_path / "curves.png")
 
 
+LEAST = {"detect": 0.6, "segment": 0.3, "pose": 0.3}
+"""AP50 of the scenes"""
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("task", COURSES)
 def test_the_full_one_learns(task: str, tmp_path: Path) -> None:
     outcome = ec.quickstart(folder=tmp_path / "quickstart", device="cpu", task=task)
-    assert outcome.scores.overall["AP50"] > 0.6
+    assert outcome.scores.overall["AP50"] > LEAST[task]
     assert (tmp_path / "quickstart" / "scenes" / "annotations" / "instances_train.json").is_file()
     result = ec.load(outcome.model).predict(tmp_path / "quickstart/scenes/images/val_00000.jpg")[0]
     assert len(result) > 0
