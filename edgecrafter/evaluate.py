@@ -160,8 +160,9 @@ def evaluate(
             sizes = [target.size for target in each.targets]
             found = detect(network, info.input, each.images, sizes, **options)
             for target, detections in zip(each.targets, found, strict=True):
+                detections = replace(detections, labels=renamed[detections.labels])
                 for scorer in scorers.values():
-                    scorer.add(target.image_id, replace(detections, labels=renamed[detections.labels]))
+                    scorer.add(target.image_id, detections)
             seen += len(found)
     rate = seen / (time.perf_counter() - start)
     if world > 1:

@@ -47,10 +47,6 @@ class Course:
     """what the generated scenes show"""
     kind: scenes.Kind
     """how many of them, and how large"""
-    pictures: int
-    """generated for training"""
-    side: int
-    """input size in pixels for the scenes"""
     seen: int
     """training pictures seen, over all epochs: a few minutes on two cores"""
     rate: int
@@ -63,36 +59,16 @@ class Course:
     """what the model finds, in words"""
     detector: int = 0
     """training pictures that a detector sees first, from which the model then starts; 0: it starts from nothing"""
+    pictures: int = 480
+    """generated for training"""
+    side: int = 160
+    """input size in pixels for the scenes"""
 
 
 COURSES = {
-    "detect": Course(
-        SHAPES, scenes.CROWDED, pictures=480, side=160, seen=4320, rate=25, queries=50, lr=3e-3, finds="boxes"
-    ),
-    "segment": Course(
-        SHAPES,
-        scenes.CALM,
-        pictures=480,
-        side=160,
-        seen=3360,
-        rate=22,
-        queries=50,
-        lr=1.5e-3,
-        finds="masks",
-        detector=1920,
-    ),
-    "pose": Course(
-        POSED,
-        scenes.CALM,
-        pictures=480,
-        side=160,
-        seen=4800,
-        rate=20,
-        queries=30,
-        lr=1.5e-3,
-        finds="keypoints",
-        detector=1920,
-    ),
+    "detect": Course(SHAPES, scenes.CROWDED, seen=4320, rate=25, queries=50, lr=3e-3, finds="boxes"),
+    "segment": Course(SHAPES, scenes.CALM, seen=3360, rate=22, queries=50, lr=1.5e-3, finds="masks", detector=1920),
+    "pose": Course(POSED, scenes.CALM, seen=4800, rate=20, queries=30, lr=1.5e-3, finds="keypoints", detector=1920),
 }
 LAYOUTS = {
     "": "COCO, YOLO or Pascal VOC layout",

@@ -26,7 +26,7 @@ from edgecrafter.hub import (
 )
 from edgecrafter.models import official
 from edgecrafter.models.detector import Detector
-from edgecrafter.models.sizes import SIZES, VITS, Size
+from edgecrafter.models.sizes import VITS, Size
 from edgecrafter.tasks import TASKS, Task
 from edgecrafter.types import InputSpec, Labels
 
@@ -102,7 +102,7 @@ def start(
 
 def _trained(row: Size, task: Task) -> Size:
     """The row of a file as we train it: what the authors' files have of their own is left behind."""
-    return row.changed(**{name: getattr(SIZES["s"], name) for name in task.released})
+    return row.changed(**{name: getattr(Size, name) for name in task.released})  # the defaults of the fields
 
 
 def _without_decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
