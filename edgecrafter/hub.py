@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from edgecrafter import registry
 from edgecrafter.download import download, from_hub
 from edgecrafter.files import written_beside
-from edgecrafter.models import official
+from edgecrafter.models import foreign, official
 from edgecrafter.models.detector import Detector, detector
+from edgecrafter.models.foreign import Foreign
 from edgecrafter.models.sizes import SIZES, Size
 from edgecrafter.tasks import TASKS, Task
 from edgecrafter.types import InputSpec, Labels, Skeleton
@@ -78,19 +79,26 @@ def proper(name: str) -> str:
 def create(
     name: str, labels: Labels | None = None, input: InputSpec | None = None, **options: Any
 ) -> tuple[Detector, ModelInfo]:
-    """A network with random weights. ``options`` replace fields of the size's row (``Size``).
+    """A network with random weights, see ``described``."""
+    info = described(name, labels, input, **options)
+    return build(info), info
+
+
+def described(name: str, labels: Labels | None = None, input: InputSpec | None = None, **options: Any) -> ModelInfo:
+    """What a name means. ``options`` replace fields of the size's row (``Size``).
 
     ``labels`` None: the classes and the row of the authors' files.
     """
     task, size = parse(name)
     row = task.size(SIZES[size]).changed(**(task.released if labels is None else {}))
-    info = ModelInfo(proper(name), task.name, row.changed(**options), labels or task.labels, input or InputSpec())
-    return build(info), info
+    return ModelInfo(proper(name), task.name, row.changed(**options), labels or task.labels, input or InputSpec())
 
 
-def build(info: ModelInfo) -> Detector:
-    """The network that ``info`` describes, with random weights."""
-    return detector(info.size, TASKS[info.task].decoder(info.size, info.labels))
+def build(info: ModelInfo, backbone: Foreign | None = None) -> Detector:
+    """The network that ``info`` describes, with random weights, around ``backbone`` if that was made already."""
+    if info.size.backbone and backbone is None:
+        backbone = foreign.build(info.size.backbone, info.size.fused, info.size.norm)
+    return detector(info.size, TASKS[info.task].decoder(info.size, info.labels), backbone)
 
 
 def save(weights: nn.Module | Mapping[str, Tensor], info: ModelInfo, path: str | Path) -> Path:
@@ -103,11 +111,10 @@ def save(weights: nn.Module | Mapping[str, Tensor], info: ModelInfo, path: str |
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
-    with torch.device("meta"):
-        wanted = build(info).state_dict()
-    if set(state) != set(wanted):
+    different = set(state) ^ _entries(info, state)
+    if different:
         raise ValueError(
-            f"these are not the weights of {info.name}, {len(set(state) ^ set(wanted))} entries differ. A fused model "
+            f"these are not the weights of {info.name}, {len(different)} entries differ. A fused model "
             "cannot be saved: save the one it was made from, and fuse after loading"
         )
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
@@ -117,11 +124,25 @@ def save(weights: nn.Module | Mapping[str, Tensor], info: ModelInfo, path: str |
     return path
 
 
-def load(name_or_path: str | Path, device: str | torch.device = "cpu", **options: Any) -> tuple[Detector, ModelInfo]:
+def _entries(info: ModelInfo, given: Mapping[str, Tensor]) -> set[str]:
+    """The names that ``load`` will want; of a network around a module from Python only that one can tell."""
+    if info.size.backbone.startswith("module:"):
+        return set(given)
+    with torch.device("meta"):
+        return set(build(info).state_dict())
+
+
+def load(
+    name_or_path: str | Path,
+    device: str | torch.device = "cpu",
+    backbone: nn.Module | None = None,
+    **options: Any,
+) -> tuple[Detector, ModelInfo]:
     """A trained network in evaluation mode, from our file, a released file, or a name of the registry.
 
-    ``options`` replace fields of the size's row that fit the weights all the same (``Task.options``), such as
-    ``mask_blocks``. Raises ``ValueError`` for others.
+    ``backbone`` is the module that the network was built around, if it was one that came from Python. ``options``
+    replace fields of the size's row that fit the weights all the same (``Task.options``), such as ``mask_blocks``.
+    Raises ``ValueError`` for others.
     """
     state, info = read(locate(name_or_path))
     allowed = TASKS[info.task].options
@@ -130,7 +151,7 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu", **options
             known = f"it takes {', '.join(allowed)}" if allowed else "it takes no such options"
             raise ValueError(f"{name}={value} does not go with {info.name} ({info.task}); {known}")
     info = replace(info, size=info.size.changed(**options))
-    network = build(info)
+    network = build(info, None if backbone is None else foreign.adopt(backbone, info.size.fused))
     network.load_state_dict(state, strict=True)
     return network.eval().to(device), info
 

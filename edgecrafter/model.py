@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -179,13 +178,7 @@ def train(**options: Any) -> Trained:
     """
     from edgecrafter.train import run
 
-    known = [field.name for field in fields(TrainConfig)]
-    for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
-            raise ValueError(f"unknown training option {name!r}. {hint}")
-    return run.train(TrainConfig(**options))
+    return run.train(TrainConfig.from_dict(options))
 
 
 def info(model: str | Path | Model, imgsz: Side = None) -> Summary:

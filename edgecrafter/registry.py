@@ -57,6 +57,44 @@ REGISTRY = (
 )
 
 
+@dataclass(frozen=True)
+class Source:
+    """An image backbone of another library, under a short name."""
+
+    spec: str
+    """as ``models.foreign`` takes it"""
+    licence: str
+    commercial_use: str
+
+
+_DINOV3 = ("DINOv3 License (Meta): commercial use under conditions; gated, accept it on the Hugging Face Hub", "check")
+_FREE = ("Apache-2.0", "yes")
+
+BACKBONES = {
+    "dinov3-s": Source("timm:vit_small_patch16_dinov3.lvd1689m", *_DINOV3),
+    "dinov3-b": Source("timm:vit_base_patch16_dinov3.lvd1689m", *_DINOV3),
+    "dinov3-l": Source("timm:vit_large_patch16_dinov3.lvd1689m", *_DINOV3),
+    "dinov2-s": Source("timm:vit_small_patch14_dinov2.lvd142m", *_FREE),
+    "dinov2-b": Source("timm:vit_base_patch14_dinov2.lvd142m", *_FREE),
+    "dinov2-l": Source("timm:vit_large_patch14_dinov2.lvd142m", *_FREE),
+}
+"""Backbones that teachers are made of. Any other is named timm:NAME or hf:OWNER/NAME."""
+
+TEACHERS = {"ecteacher-s": ("ecdet-l", "dinov3-s"), "ecteacher-b": ("ecdet-x", "dinov3-b")}
+"""The teachers of the paper (section A.1): the detector that a backbone is adapted in, and the backbone."""
+
+PAIRS = {"t": "ecteacher-s", "t+": "ecteacher-b", "s": "ecteacher-b", "s+": "ecteacher-b"}
+"""Which teacher a ViT is distilled from (Table 1)."""
+
+
+def backbone(name: str) -> str | None:
+    """What ``models.foreign`` calls a backbone of another library; None for other names and for files."""
+    known = BACKBONES.get(name.lower())
+    if known is not None:
+        return known.spec
+    return name if name.startswith(("timm:", "hf:")) else None
+
+
 def find(name: str) -> Weight | None:
     """The row of a name, or None."""
     return next((row for row in REGISTRY if row.name == name), None)

@@ -9,24 +9,24 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from edgecrafter import registry
+from edgecrafter import registry, vits
 from edgecrafter.download import download
 from edgecrafter.hub import (
     OWN_LICENCE,
     RANDOM,
     ModelInfo,
     build,
-    create,
+    described,
     locate,
-    open_file,
     parse,
     proper,
     read,
     resolve,
 )
-from edgecrafter.models import official
+from edgecrafter.models import foreign, official
 from edgecrafter.models.detector import Detector
-from edgecrafter.models.sizes import VITS, Size
+from edgecrafter.models.foreign import Foreign
+from edgecrafter.models.sizes import Size
 from edgecrafter.tasks import TASKS, Task
 from edgecrafter.types import InputSpec, Labels
 
@@ -63,40 +63,54 @@ def start(
     labels: Labels,
     size: tuple[int, int] | None = None,
     weights: str | Path = "auto",
-    backbone: str | Path | None = None,
+    backbone: str | Path | nn.Module | None = None,
+    backbone_weights: str = "pretrained",
     **options: Any,
 ) -> Start:
     """A network to train for ``labels`` at the input ``size`` (h, w; None: the model's own), and where it comes from.
 
     ``weights``: "auto" takes the file itself or the released weights of the name, if there are any; "none" starts from
     random weights; anything else is a model to take weights from, of any task. Class rows are taken by class name.
-    ``backbone`` is a file with a ViT alone (released layout), as distilled ViTs come.
+    ``backbone`` is a file with a ViT alone (released layout), as distilled ViTs come, whose options (registers, stem)
+    are then taken over; or another library's backbone that takes the ViT's place (``backbone_weights`` as in
+    ``models.foreign.build``), or a module.
     """
     lines: list[str] = []
+    vit = None if isinstance(backbone, nn.Module) or backbone is None else vits.find(backbone)
+    options = {**(vits.options(vit) if vit else {}), **options}
     if given.file is not None:
         info = given.file[1]
         row = _trained(info.size, given.task)
         spec = info.input if size is None else replace(info.input, size=size)
         info = replace(info, size=row.changed(**options), labels=labels, input=spec, licence=OWN_LICENCE, source=RANDOM)
-        network = build(info)
     else:
-        spec = InputSpec() if size is None else InputSpec(size)
-        network, info = create(given.name, labels, spec, **options)
+        info = described(given.name, labels, InputSpec() if size is None else InputSpec(size), **options)
+    other_vit = None
+    if backbone is not None and vit is None:
+        other_vit = _foreign(backbone, info.size, backbone_weights)
+        info = around(other_vit, info)
+        lines.append(f"{info.name} around {other_vit.facts.spec}, weights: {backbone_weights}")
+        lines.append(f"  licence of the backbone: {other_vit.facts.licence}")
+    network = build(info, other_vit)
     new = list(network.state_dict())
-    source = given.file if given.file and weights == "auto" else _source(given.name, weights, backbone)
-    if source is None:
+    fresh = backbone is not None
+    source = given.file if given.file and weights == "auto" else _source(given.name, weights, fresh)
+    if source is None and other_vit is None:
         lines.append(f"{given.name}: starts from random weights")
-    else:
+    elif source is not None:
         other = TASKS[source[1].task]
-        state = source[0] if other.family == given.task.family else _without_decoder(source[0])
+        state = source[0] if other.family == given.task.family else _without(source[0], "decoder.")
+        state = _without(state, "backbone.") if other_vit else state
         taken, new = transfer(network, state, info.labels, source[1].labels)
         lines += [f"weights of {source[1].name} ({other.name}):", *taken]
         if other is given.task and _trained(source[1].size, other) != source[1].size and other.start_note:
             lines.append(f"  {other.start_note}")
-        info = replace(info, source=f"from {source[1].source}", licence=_inherited(source[1]))
-    if backbone is not None:
-        lines.append(load_vit(network, _backbone_file(backbone)))
-    random_vit = backbone is None and any(name.startswith(official.VIT + "blocks.") for name in new)
+        info = replace(info, source=f"from {source[1].source}", licence=_inherited(source[1].licence, info))
+    if vit is not None:
+        lines.append(vits.load(network.get_submodule("backbone.vit"), vit))
+        info = replace(info, licence=_inherited(vits.about(vit).get("licence", ""), info))
+    random_vit = not fresh and any(name.startswith(official.VIT + "blocks.") for name in new)
+    random_vit |= other_vit is not None and backbone_weights == foreign.RANDOM
     return Start(network, info, lines, random_vit)
 
 
@@ -105,8 +119,25 @@ def _trained(row: Size, task: Task) -> Size:
     return row.changed(**{name: getattr(Size, name) for name in task.released})  # the defaults of the fields
 
 
-def _without_decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value for name, value in state.items() if not name.startswith("decoder.")}
+def _without(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if not name.startswith(part)}
+
+
+def _foreign(backbone: str | Path | nn.Module, row: Size, weights: str) -> Foreign:
+    if isinstance(backbone, nn.Module):
+        return foreign.adopt(backbone, row.fused)
+    spec = registry.backbone(str(backbone))
+    assert spec is not None
+    return foreign.build(spec, row.fused, row.norm, weights)
+
+
+def around(vit: Foreign, info: ModelInfo) -> ModelInfo:
+    """``info`` of a detector in which ``vit`` takes the place of its ViT: the pyramid follows its width, the pictures
+    its mean and deviation."""
+    facts = vit.facts
+    row = info.size.changed(backbone=facts.spec, vit=facts.widths[-1], project="all")
+    spec = replace(info.input, mean=facts.mean, std=facts.std)
+    return replace(info, size=row, input=spec, licence=f"{info.licence}; its backbone: {facts.licence}")
 
 
 def transfer(
@@ -135,7 +166,7 @@ def transfer(
             taken.append(name)
         else:
             new.append(name)
-    whole = _of(own, "backbone")
+    whole = _of(own, "backbone") if _of(state, "backbone") else 0
     if 2 * _of(taken, "backbone") < whole:
         raise ValueError(
             f"only {_of(taken, 'backbone')} of {whole} entries of the backbone fit: the weights are of a model of "
@@ -168,24 +199,8 @@ def _of(names: Iterable[str], part: str) -> int:
     return sum(name.startswith(part + ".") for name in names)
 
 
-def load_vit(network: Detector, path: Path) -> str:
-    """Loads a ViT alone, strictly; the file has released keys without their prefix."""
-    state, info = open_file(path)
-    if info is not None:
-        ours = {k: v for k, v in state.items() if k.startswith(official.VIT)}
-    else:
-        ours = official.to_ours({official.OFFICIAL_VIT + name: value for name, value in state.items()})
-    vit = {name.removeprefix(official.VIT): value for name, value in ours.items()}
-    try:
-        network.backbone.vit.load_state_dict(vit, strict=True)  # type: ignore[union-attr]
-    except RuntimeError as error:
-        sizes = ", ".join(f"ecvit-{vit} for size {size}" for vit, size in VITS.items())
-        raise ValueError(f"{path} does not fit this model's ViT ({sizes}): {error}") from None
-    return f"ViT from {path.name}: {len(vit)} entries"
-
-
-def _source(name: str, weights: str | Path, backbone: str | Path | None) -> tuple[dict[str, Tensor], ModelInfo] | None:
-    if str(weights) == "none" or (str(weights) == "auto" and backbone is not None):
+def _source(name: str, weights: str | Path, fresh: bool) -> tuple[dict[str, Tensor], ModelInfo] | None:
+    if str(weights) == "none" or (str(weights) == "auto" and fresh):
         return None
     if str(weights) != "auto":
         return read(locate(weights))
@@ -193,17 +208,7 @@ def _source(name: str, weights: str | Path, backbone: str | Path | None) -> tupl
     return None if row is None else read(download(row))
 
 
-def _backbone_file(backbone: str | Path) -> Path:
-    row = registry.find(str(backbone).lower())
-    path = Path(backbone).expanduser()
-    if row is not None and not path.is_file():
-        return download(row)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"backbone {backbone}: no such file, and not one of {', '.join('ecvit-' + v for v in VITS)}"
-        )
-    return path
-
-
-def _inherited(info: ModelInfo) -> str:
-    return info.licence if info.licence == OWN_LICENCE else f"{OWN_LICENCE}; started from weights under: {info.licence}"
+def _inherited(licence: str, info: ModelInfo) -> str:
+    if licence in ("", OWN_LICENCE):
+        return info.licence
+    return f"{info.licence}; started from weights under: {licence}"

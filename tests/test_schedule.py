@@ -8,12 +8,12 @@ import random
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
+from edgecrafter import hub
 from edgecrafter.data.transforms import Augment
 from edgecrafter.train.config import TrainConfig, input_size
-from edgecrafter.train.optim import factor, set_rates
+from edgecrafter.train.optim import adamw, factor, set_rates
 from edgecrafter.train.recipes import RECIPES, Plan, recipe_for, resolve
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "schedule.json").read_text())
@@ -168,8 +168,7 @@ def test_random_backbone_learns_at_the_full_rate() -> None:
 
 def test_rates_depend_on_the_step_alone() -> None:
     plan = resolve(TrainConfig(epochs=10), recipe_for("detect", "s"), 640)
-    weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(4)]
-    optimizer = torch.optim.AdamW([{"params": [weight]} for weight in weights])
+    optimizer = adamw(hub.create("ecdet-p")[0], plan)
     assert set_rates(optimizer, plan, 0) == pytest.approx(1 / plan.warmup**2), "the first step is the gentlest"
     seen = []
     for step in (150, 3, 150):  # any order, as after a resume

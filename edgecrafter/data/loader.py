@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from edgecrafter.data.annotations import Annotations
 from edgecrafter.data.dataset import Dataset, Draw, Key, RawBatch, generator
 from edgecrafter.data.objects import Objects
 from edgecrafter.data.transforms import Augment
+from edgecrafter.data.unlabelled import Paths
+from edgecrafter.data.views import Strength, Views
 from edgecrafter.types import Batch, Target
 
 
@@ -83,10 +86,17 @@ class Loader:
     """
 
     def __init__(
-        self, dataset: Dataset, order: TrainOrder | PlainOrder, workers: int, pin: bool, persistent: bool
+        self,
+        dataset: torch.utils.data.Dataset[Any],
+        order: TrainOrder | PlainOrder,
+        unpack: Callable[[Any], Batch],
+        workers: int,
+        pin: bool,
+        persistent: bool,
     ) -> None:
-        self.dataset, self.order = dataset, order
-        self.batches: DataLoader[RawBatch] = DataLoader(
+        """``unpack`` makes a batch of what ``dataset`` gives for a key, in the process that uses it."""
+        self.dataset, self.order, self.unpack = dataset, order, unpack
+        self.batches: DataLoader[Any] = DataLoader(
             dataset,
             batch_size=None,  # a key of the order is a whole batch
             sampler=order,
@@ -108,8 +118,7 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         for raw in self.batches:
-            pairs = zip(with_masks(raw), raw.indices, strict=True)
-            yield Batch(raw.images, [to_target(found, self.dataset, index) for found, index in pairs])
+            yield self.unpack(raw)
 
 
 def batches(
@@ -133,7 +142,8 @@ def batches(
     """
     _check(annotations, size, batch, seed, rank, world)
     order = TrainOrder(len(annotations), batch, augment_of, seed, rank, world, shuffle, drop_last)
-    return Loader(Dataset(annotations, size, seed), order, workers, pin, persistent=True)
+    dataset = Dataset(annotations, size, seed)
+    return Loader(dataset, order, partial(to_batch, dataset), workers, pin, persistent=True)
 
 
 def plain(
@@ -151,7 +161,35 @@ def plain(
     """
     _check(annotations, size, batch, 0, rank, world)
     order = PlainOrder(len(annotations), batch, rank, world)
-    return Loader(Dataset(annotations, size), order, workers, pin, persistent=False)
+    dataset = Dataset(annotations, size)
+    return Loader(dataset, order, partial(to_batch, dataset), workers, pin, persistent=False)
+
+
+def views(
+    paths: Paths,
+    size: tuple[int, int],
+    batch: int,
+    *,
+    seed: int = 0,
+    strength: Strength | None = None,
+    workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    pin: bool = False,
+) -> Loader:
+    """Batches of views of pictures without labels: random ones, shuffled, or with ``strength`` None the middle of each
+    picture once, in order. ``loader.dataset.unreadable`` lists the pictures that could not be read so far."""
+    dataset = Views(paths, size, seed, strength)
+    order: TrainOrder | PlainOrder = PlainOrder(len(paths), batch, rank, world)
+    if strength is not None:
+        order = TrainOrder(len(paths), batch, lambda _epoch: Augment.NONE, seed, rank, world)
+    return Loader(dataset, order, dataset.batch, workers, pin, persistent=strength is not None)
+
+
+def to_batch(dataset: Dataset, raw: RawBatch) -> Batch:
+    """A batch of a data set in the form that a step takes."""
+    pairs = zip(with_masks(raw), raw.indices, strict=True)
+    return Batch(raw.images, [to_target(found, dataset, index) for found, index in pairs])
 
 
 def with_masks(raw: RawBatch) -> list[Objects]:

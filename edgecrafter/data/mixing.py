@@ -27,14 +27,20 @@ def mixup(images: NDArray[np.uint8], objects: Sequence[Objects], rng: np.random.
     ``images`` [B, 3, H, W] uint8 is changed in place. There is one ratio, uniform in ``MIXUP_RATIO``, for the batch;
     nothing is weighted by it later on. A batch of one image stays as it is. As in the released code.
     """
-    ratio = round(float(rng.uniform(*MIXUP_RATIO)) * 256)
+    share = float(rng.uniform(*MIXUP_RATIO))
     if len(images) == 1:
         return list(objects)
+    mix(images, share)
+    return [join([objects[i], objects[i - 1]]) for i in range(len(objects))]
+
+
+def mix(images: NDArray[np.uint8], share: float) -> None:
+    """Make every image of a batch [B, 3, H, W] consist of ``share`` of itself and the rest of the one before it (the
+    first: of the last), in place."""
     last = images[-1].copy()
     for i in reversed(range(len(images))):
         for plane, other in zip(images[i], images[i - 1] if i else last, strict=True):
-            blend(plane, other, ratio)
-    return [join([objects[i], objects[i - 1]]) for i in range(len(objects))]
+            blend(plane, other, round(share * 256))
 
 
 def blend(image: NDArray[np.uint8], other: NDArray[np.uint8], ratio: int) -> None:

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from edgecrafter.models.decoder import Decoder
 from edgecrafter.models.encoder import HybridEncoder
+from edgecrafter.models.foreign import Foreign
 from edgecrafter.models.mask_head import MaskHead
 from edgecrafter.models.pose_decoder import PoseDecoder
-from edgecrafter.models.pyramid import Backbone, Pyramid
+from edgecrafter.models.pyramid import Backbone, Projections, Pyramid
 from edgecrafter.models.sizes import Size
 from edgecrafter.models.vit import ECViT
 from edgecrafter.types import Outputs, QueryGroup
@@ -40,13 +41,20 @@ class Detector(nn.Module):
         return outputs
 
 
-def detector(size: Size, decoder: nn.Module) -> Detector:
-    """The network of one size around a decoder."""
-    vit = ECViT(
+def ecvit(size: Size) -> ECViT:
+    """The ViT of a size."""
+    return ECViT(
         size.vit, size.heads, size.ratio, size.depth, size.fused, size.registers, stem=size.stem, dilation=size.dilation
     )
+
+
+def detector(size: Size, decoder: nn.Module, foreign: Foreign | None = None) -> Detector:
+    """The network of one size around a decoder; ``foreign`` takes the place of its ViT."""
+    pyramid: nn.Module = Pyramid(size.vit, size.width, size.fusion, size.fused, size.project)
+    if foreign is not None and not foreign.plain:
+        pyramid = Projections(foreign.facts.widths, size.width)
     return Detector(
-        backbone=Backbone(vit, Pyramid(size.vit, size.width, size.fusion, size.fused, size.project)),
+        backbone=Backbone(foreign or ecvit(size), pyramid),
         encoder=HybridEncoder(size.width, size.csp_width, size.csp_depth, size.enc_ffn),
         decoder=decoder,
     )

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgecrafter.models.vit import ECViT
 from edgecrafter.nn.conv import ConvNorm
 
 
@@ -47,10 +46,21 @@ def mean(maps: Sequence[Tensor]) -> Tensor:
     return maps[0] if len(maps) == 1 else torch.stack(list(maps)).mean(0)
 
 
+class Projections(nn.Module):
+    """Maps of stride 8, 16 and 32 of a hierarchical backbone -> the same levels, [B, width, ...]."""
+
+    def __init__(self, inputs: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.projections = nn.ModuleList(ConvNorm(channels, width) for channels in inputs)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        return [project(x) for project, x in zip(self.projections, maps, strict=True)]
+
+
 class Backbone(nn.Module):
     """ViT and pyramid: images [B, 3, H, W] -> three levels."""
 
-    def __init__(self, vit: ECViT, pyramid: Pyramid) -> None:
+    def __init__(self, vit: nn.Module, pyramid: nn.Module) -> None:
         super().__init__()
         self.vit = vit
         self.pyramid = pyramid

@@ -45,6 +45,10 @@ class Size:
     fusion: str = "mean"
     """"mean" or "concat" of the last ``fused`` ViT blocks (Table 9)"""
     fused: int = 2
+    backbone: str = ""
+    """another library's backbone in place of the ViT (``models.foreign``); ``vit`` is then its width"""
+    norm: bool = True
+    """whether the blocks of such a backbone are read through its own final norm"""
     ours: bool = False
     """true for rows that are not of the paper"""
 
@@ -52,7 +56,7 @@ class Size:
         _expect("fusion", self.fusion, ("mean", "concat"))
         _expect("stem", self.stem, ("conv", "vanilla"))
         _expect("project", self.project, ("all", "top"))
-        if not 1 <= self.fused <= self.depth:
+        if not self.backbone and not 1 <= self.fused <= self.depth:
             raise ValueError(f"fused={self.fused}: choose between 1 and the {self.depth} blocks of the ViT")
         if self.registers < 0 or self.queries < 1 or self.dilation < 1:
             raise ValueError("registers must be 0 or more; queries and dilation 1 or more")
@@ -83,5 +87,5 @@ SIZES = {
     "x": Size(384, 6, 6, 256, 3, 192, 2048, 2048, pose_ffn=2048),
 }
 
-VITS = {"t": "s", "t+": "m", "s": "l", "s+": "x"}
-"""Names of the ViTs in the paper and the rows that use them."""
+VITS = {"p": "p", "n": "n", "t": "s", "t+": "m", "s": "l", "s+": "x"}
+"""Names of the ViTs, ecvit-t and so on as in the paper, and the rows that use them; p and n are ours."""

@@ -119,6 +119,10 @@ class ECViT(nn.Module):
             nn.init.trunc_normal_(self.registers, std=0.02)
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        return self.features(images, self.keep)
+
+    def features(self, images: Tensor, keep: int) -> list[Tensor]:
+        """The maps of the last ``keep`` blocks."""
         # channels last: convolutions on a CPU take three quarters of the time, and tokens need no copy
         patches = self.stem(images.contiguous(memory_format=torch.channels_last))
         B, D, h, w = patches.shape
@@ -134,6 +138,6 @@ class ECViT(nn.Module):
         maps = []
         for i, block in enumerate(self.blocks):
             x = block(x, cosine, sine)
-            if i >= len(self.blocks) - self.keep:
+            if i >= len(self.blocks) - keep:
                 maps.append(x[:, skip:].transpose(1, 2).reshape(B, D, h, w))
         return maps

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from torch import nn
 
 from edgecrafter import hub
 from edgecrafter.data import check, formats
 from edgecrafter.data.annotations import Annotations
 from edgecrafter.hub import ModelInfo
+from edgecrafter.models import foreign
 from edgecrafter.models.detector import Detector
 from edgecrafter.start import origin, start
 from edgecrafter.tasks import TASKS, Task
@@ -43,8 +45,9 @@ class Begin:
     """the state to go on from"""
 
 
-def fresh(config: TrainConfig) -> Begin:
-    """Read the data, make the network, the plan, and the folder with ``args.yaml``."""
+def fresh(config: TrainConfig, backbone: nn.Module | None = None) -> Begin:
+    """Read the data, make the network, the plan, and the folder with ``args.yaml``. ``backbone``: a module to build the
+    detector around."""
     given = origin(config.model)
     if config.noise not in given.task.noises:
         known = ", ".join(given.task.noises)
@@ -55,7 +58,13 @@ def fresh(config: TrainConfig) -> Begin:
     with torch.random.fork_rng(devices=[]), distributed.first_process_first():  # which may have to download
         torch.manual_seed(config.seed)
         network, info, lines, random_vit = start(
-            given, training.labels, size, config.weights, config.backbone, **options
+            given,
+            training.labels,
+            size,
+            config.weights,
+            config.backbone if backbone is None else backbone,
+            config.backbone_weights,
+            **options,
         )
     freeze_parts(network, tuple(config.freeze))  # an unknown part is an error before anything is written
     recipe = recipes.recipe_for(info.task, hub.parse(info.name)[1])
@@ -68,12 +77,12 @@ def fresh(config: TrainConfig) -> Begin:
     )
     begin = Begin(network, info, training, validation, plan, folder, config)
     if distributed.rank() == 0:
-        _clear(folder)
+        clear(folder)
         _write_args(begin)
     return begin
 
 
-def continued(asked: TrainConfig) -> Begin:
+def continued(asked: TrainConfig, backbone: nn.Module | None = None) -> Begin:
     """The run that ``asked.resume`` means, with its own options. Raises ``ValueError`` if other options were asked."""
     folder = distributed.broadcast(interrupted(asked.resume, asked.project) if distributed.rank() == 0 else Path())
     saved = read(folder / WEIGHTS / LAST)
@@ -101,7 +110,8 @@ def continued(asked: TrainConfig) -> Begin:
             f"{', '.join(training.labels.names)}. A run goes on with the same data and number of processes only"
         )
     distributed.say(f"going on after epoch {saved['progress']['epoch']}\n{plan.report()}")
-    return Begin(hub.build(info), info, training, validation, plan, folder, config, saved)
+    vit = None if backbone is None else foreign.adopt(backbone, info.size.fused)
+    return Begin(hub.build(info, vit), info, training, validation, plan, folder, config, saved)
 
 
 def _data(config: TrainConfig, task: Task) -> tuple[Annotations, Annotations]:
@@ -137,7 +147,7 @@ def _crowded(training: Annotations, info: ModelInfo) -> list[str]:
     ]
 
 
-def _clear(folder: Path) -> None:
+def clear(folder: Path) -> None:
     """Remove what an earlier run left in a folder that is used again."""
     for old in [*(folder / WEIGHTS).glob("*"), folder / CSV, *(folder / "val").glob("*")]:
         if old.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
@@ -44,7 +45,13 @@ class TrainConfig:
     """what to start from: auto (the released weights of the name, or the file given as `model`), none, or a file or
     name; a segmentation or pose model may start from a detector"""
     backbone: str | None = None
-    """a distilled vision transformer to start from: its name or file; the rest of the network is then new"""
+    """a distilled vision transformer to start from (its name, file or the folder of `edgecrafter distill`), or another
+    library's image backbone to build the detector around: dinov3-s, dinov2-b, timm:NAME, hf:OWNER/NAME; the rest of
+    the network is then new"""
+    backbone_weights: str = "pretrained"
+    """weights of another library's backbone: pretrained (fetched by that library), none (random), or a file"""
+    norm: bool | None = None
+    """whether its blocks are read through its own final norm; none: yes"""
     queries: int | None = None
     """number of queries, the largest number of objects that can be found in a picture; none: the model's own"""
     registers: int | None = None
@@ -98,8 +105,8 @@ class TrainConfig:
     """ask torch for deterministic kernels on a GPU where they exist: slower"""
 
     def __post_init__(self) -> None:
-        _choice("precision", self.precision, PRECISIONS)
-        _choice("augment", self.augment, AUGMENTATIONS)
+        choice("precision", self.precision, PRECISIONS)
+        choice("augment", self.augment, AUGMENTATIONS)
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and not value >= least:  # also refuses nan
@@ -118,10 +125,7 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
         """The reverse of ``to_dict``. Raises ``ValueError`` for unknown names."""
-        known = [f.name for f in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise ValueError(f"unknown training option {name!r}; known: {', '.join(known)}")
+        unknown(cls, values)
         return cls(**values)
 
     def given(self) -> dict[str, Any]:
@@ -129,7 +133,17 @@ class TrainConfig:
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != _default(f)}
 
 
-ARCHITECTURE = ("queries", "registers", "fused", "fusion", "stem", "dilation")
+def unknown(options: Any, values: Mapping[str, Any]) -> None:
+    """Raises ``ValueError`` for a name that is no field of the dataclass ``options``; it names the nearest one."""
+    known = [each.name for each in fields(options)]
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
+            raise ValueError(f"unknown option {name!r}. {hint}")
+
+
+ARCHITECTURE = ("queries", "registers", "fused", "fusion", "stem", "dilation", "norm")
 """options that replace fields of the model's row in ``models.sizes``"""
 
 _LEAST = {
@@ -147,7 +161,7 @@ def input_size(imgsz: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}={value!r}: choose one of {', '.join(allowed)}")
 

@@ -13,7 +13,7 @@ from edgecrafter.data.loader import Loader
 from edgecrafter.train import distributed, optim
 from edgecrafter.train.log import Journal
 from edgecrafter.train.state import RunState
-from edgecrafter.train.steps import SupervisedStep, object_counts
+from edgecrafter.train.steps import object_counts
 from edgecrafter.types import Batch
 
 BAD_STEPS = 10
@@ -21,7 +21,7 @@ BAD_STEPS = 10
 
 
 def fit(
-    step: SupervisedStep,
+    step: nn.Module,
     batches: Loader,
     score: Callable[[nn.Module], dict[str, float]],
     state: RunState,
@@ -33,7 +33,8 @@ def fit(
     worst: Batch | None = None,
     keep: Callable[[nn.Module, bool], None] | None = None,
 ) -> None:
-    """Train ``step`` by ``state.plan`` from wherever ``state`` is, and leave everything in ``state``.
+    """Train by ``state.plan`` from wherever ``state`` is, and leave everything in ``state``. ``step`` makes named
+    losses of a ``Batch``: ``SupervisedStep``, ``AlignStep``.
 
     Args:
         score: scores of a network; called with the averaged weights after every ``val_every`` epochs, after the last
@@ -108,7 +109,7 @@ def gradients(forward: nn.Module, parts: list[Batch], state: RunState) -> dict[s
 class Update:
     """Clip, step and average; or leave everything as it was when losses or gradients are not finite."""
 
-    def __init__(self, step: SupervisedStep, state: RunState) -> None:
+    def __init__(self, step: nn.Module, state: RunState) -> None:
         self.state = state
         self.parameters = [p for p in step.parameters() if p.requires_grad]
         self.buffers = Buffers(step)

@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 
 from edgecrafter.infer import choose_device
 from edgecrafter.train import distributed
-from edgecrafter.train.config import TrainConfig
+
+
+class HasWorkers(Protocol):
+    """Options of any kind of run."""
+
+    workers: int | None
 
 
 def device(name: str) -> torch.device:
@@ -41,7 +47,7 @@ def precision(wanted: str, device: torch.device) -> str:
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
-def workers(config: TrainConfig) -> int:
+def workers(config: HasWorkers) -> int:
     """Loading processes: one core of this process' share is left to the training itself."""
     if config.workers is not None:
         return config.workers

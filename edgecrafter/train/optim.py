@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 from edgecrafter.models.official import VIT
+from edgecrafter.train.lars import LARS
 from edgecrafter.train.recipes import Plan
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
@@ -47,15 +49,32 @@ def adamw(network: nn.Module, plan: Plan) -> torch.optim.AdamW:
     if not any(chosen):
         raise ValueError("every parameter is frozen: nothing is left to train. Shorten the list `freeze`")
     decays = (plan.weight_decay, 0.0, 0.0, plan.weight_decay)
+    rates = (plan.backbone_lr, plan.backbone_lr, plan.lr, plan.lr)
     return torch.optim.AdamW(
         [
-            {"params": [parameters[name] for name in names], "lr": lr, "weight_decay": decay}
-            for names, lr, decay in zip(chosen, _rates(plan), decays, strict=True)
+            {"params": [parameters[name] for name in names], "lr": lr, "initial_lr": lr, "weight_decay": decay}
+            for names, lr, decay in zip(chosen, rates, decays, strict=True)
         ],
         betas=(0.9, 0.999),
         eps=1e-8,
         fused=_fused(parameters.values()),
     )
+
+
+def alignment(network: nn.Module, plan: Plan, name: str) -> torch.optim.Optimizer:
+    """LARS or AdamW of a distillation, over two groups: weights; norms and biases, which have no decay and, in LARS,
+    no rate of their own."""
+    plain = _without_decay(network)
+    named = [(key, p) for key, p in network.named_parameters() if p.requires_grad]
+    decayed, others = ([p for key, p in named if (key in plain) == flag] for flag in (False, True))
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "lr": plan.lr, "initial_lr": plan.lr, "weight_decay": plan.weight_decay},
+        {"params": others, "lr": plan.lr, "initial_lr": plan.lr, "weight_decay": 0.0},
+    ]
+    if name == "adamw":
+        return torch.optim.AdamW(groups, fused=_fused(p for _, p in named))
+    groups[1]["adapt"] = False
+    return LARS(groups)
 
 
 def _fused(parameters: Iterable[nn.Parameter]) -> bool:
@@ -84,10 +103,6 @@ def set_rates(optimizer: torch.optim.Optimizer, plan: Plan, step: int) -> float:
     factors one step late, which gives its first step the full rate and its second one none.
     """
     value = factor(step + 1, plan.total, plan.warmup, plan.flat, plan.plain_steps, plan.gamma, plan.warmup_power)
-    for group, rate in zip(optimizer.param_groups, _rates(plan), strict=True):
-        group["lr"] = rate * value
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * value
     return value
-
-
-def _rates(plan: Plan) -> tuple[float, float, float, float]:
-    return plan.backbone_lr, plan.backbone_lr, plan.lr, plan.lr

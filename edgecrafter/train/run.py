@@ -43,12 +43,13 @@ class Trained:
     """epochs trained"""
 
 
-def train(config: TrainConfig) -> Trained:
+def train(config: TrainConfig, backbone: nn.Module | None = None) -> Trained:
     """Train a detector and evaluate the best weights.
 
     Writes into ``project/name``: ``args.yaml`` (all options and the plan), ``results.csv``, TensorBoard events when
     that is installed, ``weights/best.safetensors`` and ``weights/last.safetensors`` (models, with averaged weights),
-    ``weights/*.pt`` (to go on from), and ``val/`` (scores of the best weights).
+    ``weights/*.pt`` (to go on from), and ``val/`` (scores of the best weights). ``backbone``: a module to build the
+    detector around; it is needed again to load the files.
 
     Raises:
         ValueError, FileNotFoundError: options, data or weights that cannot be used, or a training without finite
@@ -56,7 +57,7 @@ def train(config: TrainConfig) -> Trained:
     """
     device = machine.device(config.device)
     with distributed.session(device):
-        begin = continued(config) if config.resume else fresh(config)
+        begin = continued(config, backbone) if config.resume else fresh(config, backbone)
         return _run(begin, device)
 
 

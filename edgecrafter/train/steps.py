@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from edgecrafter.infer import PRECISIONS
 from edgecrafter.losses.set_loss import SetLoss
+from edgecrafter.models.foreign import Foreign, freeze_unused
 from edgecrafter.tasks import Task, skeleton
 from edgecrafter.train import distributed
 from edgecrafter.types import Batch, InputSpec, Labels, LayerOutput, Outputs, Target
@@ -45,6 +46,9 @@ class SupervisedStep(nn.Module):
         self.budget = task.budget if budget is None else budget
         assert noise in task.noises
         self.noise = noise
+        for part in network.modules():
+            if isinstance(part, Foreign):
+                freeze_unused(part)
         self.still = freeze_parts(network, freeze)
         self.train()
 

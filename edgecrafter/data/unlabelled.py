@@ -1,0 +1,69 @@
+"""Pictures without labels: folders read recursively, and the training pictures of any data set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edgecrafter.data import formats, images
+
+
+class Paths(Sequence[Path]):  # type: ignore[type-arg]
+    """Many paths in two flat arrays: millions of Python objects would be copied into every worker process."""
+
+    def __init__(self, paths: Iterable[str | os.PathLike[str]]) -> None:
+        names = [os.fsencode(path) for path in paths]
+        self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
+        self._bytes = np.frombuffer(b"".join(names), np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> Path:  # type: ignore[override]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        start = self._ends[index - 1] if index else 0
+        return Path(os.fsdecode(self._bytes[start : self._ends[index]].tobytes()))
+
+    def subset(self, rows: Iterable[int]) -> Paths:
+        """Some of them, in the given order."""
+        return Paths(self[int(row)] for row in rows)
+
+
+def gather(sources: Sequence[str | Path]) -> tuple[Paths, list[str]]:
+    """All pictures of ``sources``, and a line for each that says what was found.
+
+    A source is a data set in a known layout (its training pictures; the labels are not used), any other folder (all
+    pictures in it and below), or a text file with a path per line, relative to the file. A picture that is found twice
+    counts once. Nothing is opened.
+
+    Raises ``FileNotFoundError`` for a source that is not there, ``ValueError`` for one without a picture.
+    """
+    if not sources:
+        raise ValueError("no pictures given: images=FOLDER, a data set, or several of them")
+    found: dict[str, None] = {}
+    lines = []
+    for source in sources:
+        before = len(found)
+        kind, paths = _of(Path(source).expanduser())
+        found.update(dict.fromkeys(os.path.abspath(path) for path in paths))
+        if len(found) == before:
+            raise ValueError(f"{source}: no pictures there ({kind}), or all of them were named before")
+        lines.append(f"{source}: {len(found) - before} pictures ({kind})")
+    return Paths(found), lines
+
+
+def _of(source: Path) -> tuple[str, Iterator[Path]]:
+    if not source.exists():
+        raise FileNotFoundError(f"images={source}: there is no such file or folder (from {Path.cwd()})")
+    if source.suffix.lower() == ".txt":
+        lines = source.read_text(encoding="utf-8").splitlines()
+        return "a list", (source.parent / line.strip() for line in lines if line.strip())
+    if source.is_file() or any(look(source) for look in formats.SIGNS.values()):
+        data = formats.load(source, "train")
+        return "training pictures of a data set", (data.path(index) for index in range(len(data)))
+    return "a folder and what is below", iter(images.listing(source, deep=True))

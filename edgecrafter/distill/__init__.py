@@ -1,0 +1,1 @@
+"""Distillation methods: what they compute. Who trains them is in ``train``."""

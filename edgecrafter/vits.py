@@ -1,0 +1,118 @@
+"""Vision transformers alone: the files that a distillation writes and a training starts from (released layout)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgecrafter import registry
+from edgecrafter.download import download
+from edgecrafter.files import written_beside
+from edgecrafter.hub import open_file
+from edgecrafter.models import official
+from edgecrafter.models.detector import ecvit
+from edgecrafter.models.sizes import SIZES, VITS, Size
+
+OPTIONS = ("registers", "stem", "dilation")
+"""fields of a size's row that shape the ViT and may differ from the paper's"""
+
+
+BACKBONE = "backbone.safetensors"
+"""name of the ViT that a distillation writes"""
+
+
+def row_of(name: str) -> tuple[str, Size]:
+    """``ecvit-t`` -> ``t`` and the row of the detector that it belongs to. Raises ``ValueError`` for other names."""
+    vit = name.lower().removeprefix("ecvit-")
+    if vit not in VITS:
+        raise ValueError(f"unknown vision transformer {name!r}; known: {', '.join('ecvit-' + v for v in VITS)}")
+    return vit, SIZES[VITS[vit]]
+
+
+def find(backbone: str | Path) -> Path | None:
+    """The file of a ViT: a path, the folder of a distillation, or a released one; None for other libraries' names."""
+    path = Path(backbone).expanduser()
+    for place in (path, path / "weights" / BACKBONE):
+        if place.is_file():
+            return place
+    row = registry.find(str(backbone).lower())
+    if row is not None:
+        return download(row)
+    if registry.backbone(str(backbone)) is not None:
+        return None
+    known = [*("ecvit-" + v for v in VITS if registry.find("ecvit-" + v)), *registry.BACKBONES]
+    raise FileNotFoundError(
+        f"backbone {backbone}: no such file, no folder of a distillation, and not one of {', '.join(known)}, "
+        "timm:NAME, hf:OWNER/NAME"
+    )
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """A ViT alone under our names: of a file that has nothing else, with released keys, or of a detector's."""
+    state, info = open_file(path)
+    if info is not None:
+        ours = {k: v for k, v in state.items() if k.startswith(official.VIT)}
+    else:
+        ours = official.to_ours({official.OFFICIAL_VIT + name: value for name, value in state.items()})
+    return {name.removeprefix(official.VIT): value for name, value in ours.items()}
+
+
+def save(vit: nn.Module, row: Size, path: Path, notes: Mapping[str, str]) -> Path:
+    """Writes a ViT alone as safetensors: released keys without their prefix; options that differ from the paper's and
+    ``notes`` (licence, source) as text beside them."""
+    from safetensors.torch import save as serialised
+
+    released = official.to_official({official.VIT + name: value for name, value in vit.state_dict().items()})
+    tensors = {k.removeprefix(official.OFFICIAL_VIT): v.detach().cpu().contiguous() for k, v in released.items()}
+    changes = {name: getattr(row, name) for name in OPTIONS}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_beside(path) as beside:
+        beside.write_bytes(serialised(tensors, {"ecvit": json.dumps(changes), **notes}))
+    return path
+
+
+def about(path: Path) -> dict[str, str]:
+    """The text that ``save`` left in a file; empty for files of others."""
+    if path.suffix != ".safetensors":
+        return {}
+    from safetensors import safe_open
+
+    try:
+        with safe_open(str(path), "pt") as file:
+            return dict(file.metadata() or {})
+    except Exception as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def options(path: Path) -> dict[str, Any]:
+    """The options that a ViT was distilled with."""
+    found = json.loads(about(path).get("ecvit", "{}"))
+    return {name: found[name] for name in OPTIONS if name in found}
+
+
+def load(vit: nn.Module, path: Path) -> str:
+    """Loads a ViT alone, strictly; a line that says so."""
+    state = read(path)
+    try:
+        vit.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        sizes = ", ".join(f"ecvit-{name} for size {size}" for name, size in VITS.items())
+        raise ValueError(f"{path} does not fit this model's ViT ({sizes}): {error}") from None
+    return f"ViT from {path.name}: {len(state)} entries"
+
+
+def recognise(path: Path) -> tuple[str, Size]:
+    """Which ViT a file holds, by its shapes, and its row with the options of the file. Raises ``ValueError``."""
+    shapes = {name: tuple(value.shape) for name, value in read(path).items()}
+    for vit, size in VITS.items():
+        row = SIZES[size].changed(**options(path))
+        with torch.device("meta"):
+            wanted = {name: tuple(value.shape) for name, value in ecvit(row).state_dict().items()}
+        if wanted == shapes:
+            return vit, row
+    raise ValueError(f"{path}: holds no vision transformer of ours ({', '.join('ecvit-' + v for v in VITS)})")
