@@ -1,0 +1,311 @@
+"""A small grid of distillation and training options over several seeds: mean, spread and paired differences.
+
+Every arm distils a vision transformer (or does not), trains a detector from it and scores the last epoch. Arms of one
+seed see the same pictures in the same order, so that differences are taken seed by seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from edgecrafter import hub
+from edgecrafter.files import written_beside
+from edgecrafter.models.sizes import VITS
+from edgecrafter.train.config import TrainConfig, unknown
+from edgecrafter.train.distill_config import DistillConfig
+from edgecrafter.train.state import LAST, WEIGHTS
+
+STAGES = ("distill", "train")
+RESULT, TABLE, PLOT, SUMMARY = "result.json", "table.md", "plot.png", "results.json"
+
+
+@dataclass
+class AblateConfig:
+    """Compare options of distillation and training over several seeds: mean, spread, and the difference to a baseline
+    seed by seed."""
+
+    grid: str = ""
+    """YAML file with any of the options below, and `arms`: name -> {distill: {...}, train: {...}}; an arm without
+    `distill` trains from scratch"""
+    data: str = ""
+    """data set on which the detectors are trained and scored"""
+    model: str = "ecdet-p"
+    """the detector; the vision transformer of its size is distilled"""
+    vary: list[str] = field(default_factory=list)
+    """options to vary, such as distill.registers=0|1|2 or train.fused=1|2; several make a grid"""
+    distill: list[str] = field(default_factory=list)
+    """options of every distillation, such as teacher=runs/teach/teach or epochs=20 (see edgecrafter distill --help);
+    images are those of `data` unless given"""
+    train: list[str] = field(default_factory=list)
+    """options of every training, such as epochs=20 (see edgecrafter train --help)"""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """seeds of every arm"""
+    baseline: str = ""
+    """the arm that the others are compared with; empty: the first"""
+    scratch: bool = True
+    """with `vary`: also train without distillation, as the first arm"""
+    score: str = "AP"
+    """which score to compare"""
+    folder: str = "runs/ablate/ablate"
+    """where everything is kept; what is finished there is not done again, so that more seeds or arms can be added"""
+    dry: bool = False
+    """only list the arms"""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the comparison."""
+
+    name: str
+    train: dict[str, Any]
+    distill: dict[str, Any] | None = None
+    """None: no distillation"""
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Differences to the baseline, seed by seed."""
+
+    mean: float
+    low: float
+    high: float
+    """95 % interval of the mean (Student's t); infinite for a single seed"""
+    better: int
+    seeds: int
+
+    @staticmethod
+    def of(ours: Sequence[float], theirs: Sequence[float]) -> Paired:
+        """``ours`` and ``theirs`` are in the order of the same seeds."""
+        from scipy import stats
+
+        d = np.subtract(ours, theirs)
+        n = len(d)
+        half = math.inf if n < 2 else float(stats.t.ppf(0.975, n - 1) * d.std(ddof=1) / math.sqrt(n))
+        mean = float(d.mean())
+        return Paired(mean, mean - half, mean + half, int((d > 0).sum()), n)
+
+    def __str__(self) -> str:
+        interval = "one seed" if self.seeds < 2 else f"{self.low:+.3f} .. {self.high:+.3f}"
+        return f"{self.mean:+.3f} ({interval}), better in {self.better} of {self.seeds}"
+
+
+def ablate(config: AblateConfig) -> dict[str, dict[int, dict[str, Any]]]:
+    """Run what is missing and compare: arm -> seed -> result, also in ``folder`` as JSON, Markdown and a plot.
+
+    A result has the scores of the last epoch, ``explained`` of the distillation (share of the teacher's variance on
+    pictures kept out) and ``seconds``. Raises ``ValueError`` for options that no stage knows, before anything runs.
+    """
+    config, named = _with_file(config)
+    arms = _arms(config, named)
+    folder = Path(config.folder)
+    for arm, seed in itertools.product(arms, config.seeds):  # every option is checked before the first run
+        _configs(config, arm, seed, folder)
+    print(f"{len(arms)} arms, {len(config.seeds)} seeds: {', '.join(arm.name for arm in arms)}")
+    if config.dry:
+        return {}
+    results: dict[str, dict[int, dict[str, Any]]] = {arm.name: {} for arm in arms}
+    for seed, arm in itertools.product(config.seeds, arms):
+        results[arm.name][seed] = _cell(config, arm, seed, folder)
+    _write(config, results, folder)
+    return results
+
+
+def _with_file(config: AblateConfig) -> tuple[AblateConfig, dict[str, Any]]:
+    """The options with those of the file below them, and the arms that the file names."""
+    if not config.grid:
+        return config, {}
+    content = yaml.safe_load(Path(config.grid).read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or not isinstance(content.get("arms", {}), dict):
+        raise ValueError(f"{config.grid}: expected lines such as 'model: ecdet-p' and 'arms:' with a name each")
+    arms = content.pop("arms", {})
+    unknown(AblateConfig, content)
+    defaults = AblateConfig()
+    values = {f.name: getattr(config, f.name) for f in fields(config)}
+    given = {name for name, value in values.items() if value != getattr(defaults, name)}
+    return AblateConfig(**{**values, **{k: v for k, v in content.items() if k not in given}}), arms
+
+
+def _arms(config: AblateConfig, named: Mapping[str, Any]) -> list[Arm]:
+    shared = {stage: _options(getattr(config, stage)) for stage in STAGES}
+    arms = []
+    for name, changes in named.items():
+        changes = changes or {}
+        if set(changes) - set(STAGES):
+            raise ValueError(f"arm {name}: expected {' and '.join(STAGES)}, got {', '.join(map(str, changes))}")
+        own = changes.get("distill")
+        distilled = {**shared["distill"], **(own or {})} if "distill" in changes else None
+        arms.append(Arm(name, {**shared["train"], **(changes.get("train") or {})}, distilled))
+    if config.vary:
+        arms += [Arm("scratch", shared["train"])] * (config.scratch and not named)
+        for choice in itertools.product(*(_choices(text) for text in config.vary)):
+            own = {stage: dict(shared[stage]) for stage in STAGES}
+            for stage, option, value in choice:
+                own[stage][option] = value
+            arms.append(
+                Arm(", ".join(f"{option}={value}" for _, option, value in choice), own["train"], own["distill"])
+            )
+    if not arms:
+        raise ValueError("nothing to compare: give `arms` in a grid file, or vary=distill.registers=0|1|2")
+    names = [arm.name for arm in arms]
+    if config.baseline and config.baseline not in names:
+        raise ValueError(f"baseline={config.baseline}: choose one of {', '.join(names)}")
+    return arms
+
+
+def _choices(text: str) -> list[tuple[str, str, Any]]:
+    """``distill.registers=0|1`` -> (stage, option, value) of each."""
+    place, _, values = text.partition("=")
+    stage, _, option = place.partition(".")
+    if stage not in STAGES or not option or not values:
+        raise ValueError(f"vary={text}: expected distill.OPTION=A|B or train.OPTION=A|B")
+    return [(stage, option, yaml.safe_load(value)) for value in values.split("|")]
+
+
+def _options(given: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """``["epochs=20"]`` or a mapping -> a mapping, with YAML's types."""
+    if isinstance(given, Mapping):
+        return dict(given)
+    pairs = [text.partition("=") for text in given]
+    return {name.strip(): yaml.safe_load(value) for name, _, value in pairs}
+
+
+def _configs(config: AblateConfig, arm: Arm, seed: int, folder: Path) -> tuple[DistillConfig | None, TrainConfig]:
+    """The options of both stages for one seed; unknown ones are errors here."""
+    if not config.data:
+        raise ValueError("no data given: data=FOLDER, or a data.yaml or COCO json file")
+    size = hub.parse(config.model)[1]
+    place = {"exist_ok": True, "seed": seed}
+    distilled = None
+    if arm.distill is not None:
+        vit = next(name for name, row in VITS.items() if row == size)
+        options = {"student": f"ecvit-{vit}", "images": [config.data], **arm.distill, **place}
+        if options.get("teacher", "") == "":
+            raise ValueError(f"arm {arm.name}: no teacher given; distill=teacher=RUN or a name, or leave distill out")
+        key = json.dumps(options, sort_keys=True)
+        name = hashlib.sha256(key.encode()).hexdigest()[:12]  # arms that distil alike share one
+        distilled = DistillConfig.from_dict({**options, "project": str(folder / "distilled"), "name": name})
+    options = {"model": config.model, "data": config.data, "reload_best": False, **arm.train, **place}
+    trained = TrainConfig.from_dict({**options, "project": str(_home(folder, arm, seed)), "name": "detector"})
+    if arm.distill is not None and "backbone" in arm.train:
+        raise ValueError(f"arm {arm.name}: has both a distillation and train backbone={arm.train['backbone']}")
+    trained.val_every = trained.epochs or 10**6  # the last epoch is scored, and no other
+    return distilled, trained
+
+
+def _home(folder: Path, arm: Arm, seed: int) -> Path:
+    plain = "".join(letter if letter.isalnum() or letter in "-_=." else "_" for letter in arm.name)
+    return folder / "arms" / plain / f"seed_{seed}"
+
+
+def _cell(config: AblateConfig, arm: Arm, seed: int, folder: Path) -> dict[str, Any]:
+    """The result of one arm and seed: read, or made now. Interrupted runs go on where they were."""
+    from edgecrafter.train import distil, run
+
+    home = _home(folder, arm, seed)
+    distill_config, train_config = _configs(config, arm, seed, folder)
+    wanted = {"arm": arm.name, "distill": arm.distill, "train": arm.train, "model": config.model, "data": config.data}
+    if (home / RESULT).is_file():
+        result: dict[str, Any] = json.loads((home / RESULT).read_text(encoding="utf-8"))
+        if result["options"] != wanted:
+            raise ValueError(f"{home}: was made with other options; remove it, or give another folder")
+        return result
+    home.mkdir(parents=True, exist_ok=True)
+    print(f"seed {seed}, {arm.name}: ...", flush=True)
+    started = time.perf_counter()
+    explained = None
+    with (home / "log.txt").open("a", encoding="utf-8") as log, redirect_stdout(log):
+        if distill_config is not None:
+            explained = _distilled(distill_config, distil.distill)
+            train_config.backbone = str(Path(distill_config.project) / distill_config.name)
+        scores = run.train(_going_on(train_config)).scores.overall
+    seconds = round(time.perf_counter() - started, 1)
+    result = {"options": wanted, "seed": seed, "scores": scores, "explained": explained, "seconds": seconds}
+    with written_beside(home / RESULT) as beside:
+        beside.write_text(json.dumps(result, indent=2), encoding="utf-8")
+    shutil.rmtree(home / "detector" / WEIGHTS, ignore_errors=True)  # three files of every cell; its curve stays
+    print(f"seed {seed}, {arm.name}: {config.score} {scores[config.score]:.3f}, {seconds:.0f} s", flush=True)
+    return result
+
+
+def _distilled(config: DistillConfig, run: Callable[[DistillConfig], Any]) -> float:
+    """Distil unless that is done; how much was learned."""
+    done = Path(config.project) / config.name / RESULT
+    if not done.is_file():
+        explained = float(run(_going_on(config)).explained)
+        with written_beside(done) as beside:
+            beside.write_text(json.dumps({"explained": explained}), encoding="utf-8")
+        (done.parent / WEIGHTS / LAST).unlink()
+    return float(json.loads(done.read_text(encoding="utf-8"))["explained"])
+
+
+def _going_on(config: Any) -> Any:
+    """The same run from where it was interrupted, if it was."""
+    folder = Path(config.project) / config.name
+    if not (folder / WEIGHTS / LAST).is_file():
+        return config
+    return type(config)(resume=str(folder), device=config.device)
+
+
+def _write(config: AblateConfig, results: Mapping[str, Mapping[int, Mapping[str, Any]]], folder: Path) -> None:
+    """The table on the console and as Markdown, everything as JSON, and a plot if matplotlib is there."""
+    text = table(results, config.baseline or next(iter(results)), config.score)
+    print("\n" + text)
+    with written_beside(folder / TABLE) as beside:
+        beside.write_text(text + "\n", encoding="utf-8")
+    with written_beside(folder / SUMMARY) as beside:
+        beside.write_text(json.dumps(results, indent=2), encoding="utf-8")
+    _plot(results, config.score, folder / PLOT)
+    print(f"\nwritten to {folder}: {TABLE}, {SUMMARY}")
+
+
+def table(results: Mapping[str, Mapping[int, Mapping[str, Any]]], baseline: str, score: str = "AP") -> str:
+    """Markdown: every arm with its mean, spread (standard deviation), and difference to the baseline seed by seed."""
+    values = {arm: {seed: float(r["scores"][score]) for seed, r in rows.items()} for arm, rows in results.items()}
+    lines = [
+        f"| arm | {score}, mean | spread | seeds | difference to {baseline} (95 %) | explained |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for arm, rows in values.items():
+        shared = [seed for seed in rows if seed in values[baseline]]
+        paired = (
+            "-"
+            if arm == baseline or not shared
+            else str(Paired.of([rows[s] for s in shared], [values[baseline][s] for s in shared]))
+        )
+        numbers = np.array(list(rows.values()))
+        spread = f"{numbers.std(ddof=1):.3f}" if len(numbers) > 1 else "-"
+        known = [r["explained"] for r in results[arm].values() if r["explained"] is not None]
+        explained = f"{np.mean(known):.2f}" if known else "-"
+        lines.append(f"| {arm} | {numbers.mean():.3f} | {spread} | {len(numbers)} | {paired} | {explained} |")
+    return "\n".join(lines)
+
+
+def _plot(results: Mapping[str, Mapping[int, Mapping[str, Any]]], score: str, path: Path) -> None:
+    """A dot per seed and a bar at the mean of every arm."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    figure = Figure(figsize=(1.5 + 1.1 * len(results), 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    for x, rows in enumerate(results.values()):
+        values = [r["scores"][score] for r in rows.values()]
+        axes.plot(np.linspace(x - 0.12, x + 0.12, len(values)), values, "o", color="tab:blue", alpha=0.7)
+        axes.plot([x - 0.3, x + 0.3], [np.mean(values)] * 2, color="black", linewidth=2)
+    axes.set_xticks(range(len(results)), list(results), rotation=30, ha="right")
+    axes.set_ylabel(f"{score} on the validation pictures")
+    axes.grid(axis="y", alpha=0.3)
+    figure.savefig(path, dpi=130)
