@@ -24,6 +24,7 @@ import yaml
 from edgecrafter import hub
 from edgecrafter.files import written_beside
 from edgecrafter.models.sizes import VITS
+from edgecrafter.train import words
 from edgecrafter.train.config import TrainConfig, unknown
 from edgecrafter.train.distill_config import DistillConfig
 from edgecrafter.train.state import LAST, WEIGHTS
@@ -139,15 +140,15 @@ def _with_file(config: AblateConfig) -> tuple[AblateConfig, dict[str, Any]]:
 
 
 def _arms(config: AblateConfig, named: Mapping[str, Any]) -> list[Arm]:
-    shared = {stage: _options(getattr(config, stage)) for stage in STAGES}
+    shared = {stage: words.options(getattr(config, stage)) for stage in STAGES}
     arms = []
     for name, changes in named.items():
         changes = changes or {}
         if set(changes) - set(STAGES):
             raise ValueError(f"arm {name}: expected {' and '.join(STAGES)}, got {', '.join(map(str, changes))}")
-        own = changes.get("distill")
-        distilled = {**shared["distill"], **(own or {})} if "distill" in changes else None
-        arms.append(Arm(name, {**shared["train"], **(changes.get("train") or {})}, distilled))
+        own = {stage: words.options(changes.get(stage) or {}) for stage in STAGES}
+        distilled = {**shared["distill"], **own["distill"]} if "distill" in changes else None
+        arms.append(Arm(name, {**shared["train"], **own["train"]}, distilled))
     if config.vary:
         arms += [Arm("scratch", shared["train"])] * (config.scratch and not named)
         for choice in itertools.product(*(_choices(text) for text in config.vary)):
@@ -171,15 +172,7 @@ def _choices(text: str) -> list[tuple[str, str, Any]]:
     stage, _, option = place.partition(".")
     if stage not in STAGES or not option or not values:
         raise ValueError(f"vary={text}: expected distill.OPTION=A|B or train.OPTION=A|B")
-    return [(stage, option, yaml.safe_load(value)) for value in values.split("|")]
-
-
-def _options(given: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
-    """``["epochs=20"]`` or a mapping -> a mapping, with YAML's types."""
-    if isinstance(given, Mapping):
-        return dict(given)
-    pairs = [text.partition("=") for text in given]
-    return {name.strip(): yaml.safe_load(value) for name, _, value in pairs}
+    return [(stage, option, words.typed(yaml.safe_load(value))) for value in values.split("|")]
 
 
 def _configs(config: AblateConfig, arm: Arm, seed: int, folder: Path) -> tuple[DistillConfig | None, TrainConfig]:

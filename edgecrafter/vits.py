@@ -68,7 +68,11 @@ def save(vit: nn.Module, row: Size, path: Path, notes: Mapping[str, str]) -> Pat
     from safetensors.torch import save as serialised
 
     released = official.to_official({official.VIT + name: value for name, value in vit.state_dict().items()})
-    tensors = {k.removeprefix(official.OFFICIAL_VIT): v.detach().cpu().contiguous() for k, v in released.items()}
+    tensors = {
+        name.removeprefix(official.OFFICIAL_VIT): value.detach().cpu().contiguous()
+        for name, value in released.items()
+        if name.startswith(official.OFFICIAL_VIT)  # without the constants of a decoder
+    }
     changes = {name: getattr(row, name) for name in OPTIONS}
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_beside(path) as beside:
