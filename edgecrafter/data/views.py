@@ -22,12 +22,9 @@ from edgecrafter.data import images
 from edgecrafter.data.colours import MIDDLE, turn
 from edgecrafter.data.dataset import Draw, Key, generator
 from edgecrafter.data.mixing import mix
-from edgecrafter.data.placement import Placement, paint, pixels_needed
-from edgecrafter.data.unlabelled import Paths
+from edgecrafter.data.placement import Placement, paint
+from edgecrafter.data.unlabelled import TRIALS, Paths, reason
 from edgecrafter.types import Batch, Target
-
-TRIALS = 100
-"""pictures that are tried in place of an unreadable one"""
 
 
 @dataclass(frozen=True)
@@ -104,10 +101,10 @@ class Views(torch.utils.data.Dataset[RawViews]):
             try:
                 self._paint(path, generator(Draw.SAMPLE, self.seed, epoch, number), canvas)
             except (ValueError, OSError) as error:
-                failed.append((str(path), str(error)))
+                failed.append((str(path), reason(error, path)))
             else:
                 return number, failed
-        raise ValueError(f"{len(failed)} pictures in a row cannot be read, the last: {failed[-1][1]}")
+        raise ValueError(f"{len(failed)} pictures in a row cannot be read, the last: {': '.join(failed[-1])}")
 
     def _paint(self, path: Path, rng: np.random.Generator, canvas: NDArray[np.uint8]) -> None:
         size = images.size(path)
@@ -116,10 +113,17 @@ class Views(torch.utils.data.Dataset[RawViews]):
         else:
             placement = crop(size, self.size, self.strength, rng)
             colours, sigma = jitter(self.strength, rng), blur(self.strength, rng)
-        picture = images.read(path, pixels_needed(placement, size, self.size))
+        picture = images.read(path, needed(placement, size))
         paint(canvas, picture, size, placement, colours)
         if sigma:
             canvas[...] = np.asarray(Image.fromarray(canvas).filter(ImageFilter.GaussianBlur(sigma)))
+
+
+def needed(placement: Placement, size: tuple[int, int]) -> tuple[int, int]:
+    """The least (h, w) at which a picture of ``size`` may be decoded so that the view has a pixel for each of its own,
+    or all that the picture has."""
+    (x_scale, _), (y_scale, _) = placement.affine()
+    return math.ceil(size[0] * min(1.0, abs(y_scale))), math.ceil(size[1] * min(1.0, abs(x_scale)))
 
 
 def crop(size: tuple[int, int], canvas: tuple[int, int], strength: Strength, rng: np.random.Generator) -> Placement:

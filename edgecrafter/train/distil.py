@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from edgecrafter.types import Batch, InputSpec
 KEPT_OUT = (50, 256)
 """one picture in so many is kept out of the training to measure what was learned, and at most so many"""
 SCORE = "explained"
+UNREADABLE = "unreadable.txt"
 FREE_ON_RESUME = ("device", "workers", "resume", "project", "name", "exist_ok", "images", "teacher", "teacher_weights")
 """options that may differ when a run goes on: files may have moved"""
 
@@ -67,6 +68,8 @@ class Begin:
     config: DistillConfig
     saved: dict[str, Any] | None = None
     """the state to go on from"""
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """path -> reason of pictures that are left out"""
 
 
 def distill(config: DistillConfig, teacher: nn.Module | None = None) -> Distilled:
@@ -90,7 +93,7 @@ def _fresh(config: DistillConfig, module: nn.Module | None) -> Begin:
     vit, row = vits.row_of(config.student)
     changes = {name: getattr(config, name) for name in vits.OPTIONS if getattr(config, name) is not None}
     row = row.changed(**changes)
-    train, kept_out, lines = _pictures(config)
+    train, kept_out, unreadable, lines = _pictures(config)
     with distributed.first_process_first():
         alignment, teacher, said = _networks(config, row, module)
     plan = resolve(config, vit, len(train), distributed.world())
@@ -100,9 +103,10 @@ def _fresh(config: DistillConfig, module: nn.Module | None) -> Begin:
     )
     if distributed.rank() == 0:
         clear(folder)
+        (folder / UNREADABLE).unlink(missing_ok=True)
         content = {"options": config.to_dict(), "plan": plan.to_dict(), "teacher": teacher.name}
         (folder / "args.yaml").write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
-    return Begin(alignment, teacher, row, train, kept_out, plan, folder, config)
+    return Begin(alignment, teacher, row, train, kept_out, plan, folder, config, None, unreadable)
 
 
 def _continued(asked: DistillConfig, module: nn.Module | None) -> Begin:
@@ -118,7 +122,7 @@ def _continued(asked: DistillConfig, module: nn.Module | None) -> Begin:
             )
     moved = {name: given[name] for name in ("workers", "images", "teacher", "teacher_weights") if name in given}
     config = replace(config, device=asked.device, **moved)
-    train, kept_out, _ = _pictures(config)
+    train, kept_out, unreadable, _ = _pictures(config)
     plan = Plan.from_dict(saved["plan"])
     if saved["world"] != distributed.world() or len(train) != plan.pictures:
         raise ValueError(
@@ -129,20 +133,21 @@ def _continued(asked: DistillConfig, module: nn.Module | None) -> Begin:
     row = row.changed(**{name: getattr(config, name) for name in vits.OPTIONS if getattr(config, name) is not None})
     alignment, teacher, _ = _networks(replace(config, weights="none"), row, module)
     distributed.say(f"going on after epoch {saved['progress']['epoch']}\n{report(plan, config.optimizer)}")
-    return Begin(alignment, teacher, row, train, kept_out, plan, folder, config, saved)
+    return Begin(alignment, teacher, row, train, kept_out, plan, folder, config, saved, unreadable)
 
 
-def _pictures(config: DistillConfig) -> tuple[Paths, Paths, list[str]]:
-    """Pictures to train on, and those kept out of it."""
+def _pictures(config: DistillConfig) -> tuple[Paths, Paths, dict[str, str], list[str]]:
+    """Pictures to train on, those kept out of it, those that were found unreadable, and what to say."""
     paths, lines = unlabelled.gather(config.images)
-    if len(paths) < 2:
-        raise ValueError(f"images={config.images}: one picture is not enough")
     share, most = KEPT_OUT
     count = min(most, max(1, len(paths) // share))
     order = np.random.default_rng([config.seed, len(paths)]).permutation(len(paths))
-    kept, used = np.sort(order[:count]), np.sort(order[count:])
-    lines.append(f"{len(used)} pictures to learn from, {count} kept out to measure with")
-    return paths.subset(used), paths.subset(kept), lines
+    kept, unreadable = unlabelled.readable(paths, order, count)
+    used = np.sort(order[len(kept) + len(unreadable) :])
+    if not len(used):
+        raise ValueError(f"images={config.images}: {len(kept)} pictures that can be read are not enough")
+    lines.append(f"{len(used)} pictures to learn from, {len(kept)} kept out to measure with")
+    return paths.subset(used), paths.subset(sorted(kept)), unreadable, lines
 
 
 def _networks(config: DistillConfig, row: Size, module: nn.Module | None) -> tuple[Alignment, Teacher, list[str]]:
@@ -188,7 +193,7 @@ def _run(begin: Begin, device: torch.device) -> Distilled:
     def keep(averaged: nn.Module, _best: bool) -> None:
         if distributed.rank() == 0:
             _save(averaged, begin)
-        _list_unreadable(batches, begin.folder)
+        _list_unreadable(batches, begin)
 
     def score(averaged: nn.Module) -> dict[str, float]:
         return {SCORE: step.explained(averaged, kept_out)}
@@ -234,17 +239,18 @@ def _save(averaged: nn.Module, begin: Begin) -> None:
     vits.save(student, begin.row, begin.folder / WEIGHTS / vits.BACKBONE, {**notes, "licence": licence})
 
 
-def _list_unreadable(batches: Loader, folder: Path) -> None:
-    """Write which pictures could not be read so far; new ones are said once."""
+def _list_unreadable(batches: Loader, begin: Begin) -> None:
+    """Write which pictures could not be read so far, also before an interruption; new ones are said once."""
     dataset = batches.dataset
     assert isinstance(dataset, Views)
-    found: dict[str, str] = {}
+    found = dict(begin.unreadable)
     for part in distributed.gather(dataset.unreadable):
         found |= part
-    path = folder / "unreadable.txt"
-    if distributed.rank() != 0 or not found:
+    path = begin.folder / UNREADABLE
+    if distributed.rank() != 0:
         return
-    text = "".join(f"{name}\t{reason}\n" for name, reason in sorted(found.items()))
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        path.write_text(text, encoding="utf-8")
-        distributed.say(f"{len(found)} pictures cannot be read and are skipped, listed in {path}")
+    known = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if path.exists() else []
+    lines = sorted({*known, *(f"{name}\t{why}" for name, why in found.items())})
+    if len(lines) > len(known):
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogateescape")
+        distributed.say(f"{len(lines)} pictures cannot be read and are skipped, listed in {path}")
