@@ -18,37 +18,47 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgecrafter.catalogue import models
-    from edgecrafter.model import Model, convert, info, load, predict, train, val
+    from edgecrafter.model import Model, convert, distill, info, load, predict, teach, train, val
     from edgecrafter.quickstart import quickstart
     from edgecrafter.results import Result
     from edgecrafter.train.config import TrainConfig
+    from edgecrafter.train.distill_config import DistillConfig
+    from edgecrafter.train.teach import TeachConfig
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "DistillConfig": "edgecrafter.train.distill_config",
     "Model": "edgecrafter.model",
     "Result": "edgecrafter.results",
+    "TeachConfig": "edgecrafter.train.teach",
     "TrainConfig": "edgecrafter.train.config",
     "convert": "edgecrafter.model",
+    "distill": "edgecrafter.model",
     "info": "edgecrafter.model",
     "load": "edgecrafter.model",
     "models": "edgecrafter.catalogue",
     "predict": "edgecrafter.model",
     "quickstart": "edgecrafter.quickstart",
+    "teach": "edgecrafter.model",
     "train": "edgecrafter.model",
     "val": "edgecrafter.model",
 }
 
 __all__ = [
+    "DistillConfig",
     "Model",
     "Result",
+    "TeachConfig",
     "TrainConfig",
     "convert",
+    "distill",
     "info",
     "load",
     "models",
     "predict",
     "quickstart",
+    "teach",
     "train",
     "val",
 ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from edgecrafter import hub, registry
 from edgecrafter.data import check, formats
@@ -24,6 +25,7 @@ from edgecrafter.tasks import TASKS
 from edgecrafter.train.config import TrainConfig, input_size
 
 if TYPE_CHECKING:
+    from edgecrafter.train.distil import Distilled
     from edgecrafter.train.run import Trained
 
 Side = int | tuple[int, int] | list[int] | None
@@ -136,13 +138,15 @@ class Model:
         return hub.save(self.network, self.info, path)
 
 
-def load(model: str | Path | Model, device: str = "", **options: Any) -> Model:
+def load(model: str | Path | Model, device: str = "", backbone: nn.Module | None = None, **options: Any) -> Model:
     """Load a model for use.
 
     Args:
         model: a name such as ``"ecdet-s"`` (downloaded once), a file of this package, a released checkpoint, or the
             folder of a training run.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``; empty: a GPU if there is one.
+        backbone: the module that the model was built around, if it was one that came from Python: files do not hold
+            its code, only its weights.
         options: ``mask_blocks=0`` applies all blocks of a segmentation model's mask head, where released weights apply
             one. Other tasks take none.
 
@@ -151,12 +155,11 @@ def load(model: str | Path | Model, device: str = "", **options: Any) -> Model:
             does not fit it.
     """
     if isinstance(model, Model):
-        if options:
-            raise ValueError(
-                f"{', '.join(options)}: such options go with a name or a file, this model is loaded already"
-            )
+        if options or backbone is not None:
+            given = [*options, *([] if backbone is None else ["backbone"])]
+            raise ValueError(f"{', '.join(given)}: such options go with a name or a file, this model is loaded already")
         return model.to(device) if device else model
-    network, info = hub.load(model, choose_device(device), **options)
+    network, info = hub.load(model, choose_device(device), backbone, **options)
     return Model(network, info)
 
 
@@ -173,12 +176,52 @@ def val(model: str | Path | Model, data: str | Path, device: str = "", **options
 def train(**options: Any) -> Trained:
     """Train a model; the options are the fields of ``TrainConfig``, the same as on the command line.
 
-    ``train(model="ecdet-s", data="dataset", epochs=74)``; ``ecinsseg-s`` learns masks, ``ecpose-s`` keypoints. Raises
-    ValueError for an unknown option or a wrong value.
+    ``train(model="ecdet-s", data="dataset", epochs=74)``; ``ecinsseg-s`` learns masks, ``ecpose-s`` keypoints.
+    ``backbone`` may also be an ``nn.Module``, images [B, 3, H, W] -> maps. Raises ValueError for an unknown option or a
+    wrong value.
     """
     from edgecrafter.train import run
 
-    return run.train(TrainConfig.from_dict(options))
+    values, module = _without_module(options, "backbone")
+    return run.train(TrainConfig.from_dict(values), module)
+
+
+def teach(**options: Any) -> Trained:
+    """Adapt an image backbone to detection, as a teacher (stage 1); the options are the fields of ``TeachConfig``.
+
+    ``teach(model="ecteacher-s", data="dataset")``, or ``teach(model="ecdet-x", backbone="dinov2-b", data="dataset")``;
+    ``backbone`` may also be an ``nn.Module``. Raises as ``train`` does.
+    """
+    from edgecrafter.train.teach import TeachConfig, teach
+
+    values, module = _without_module(options, "backbone")
+    return teach(TeachConfig.from_dict(values), module)
+
+
+def distill(**options: Any) -> Distilled:
+    """Distil a teacher into a small vision transformer, without labels (stage 2); the options are the fields of
+    ``DistillConfig``.
+
+    ``distill(student="ecvit-t", teacher="runs/teach/teach", images=["photos"])``; ``teacher`` may also be an
+    ``nn.Module``. Then ``train(model="ecdet-s", backbone=FOLDER, ...)``. Raises ValueError for an unknown option or a
+    wrong value.
+    """
+    from edgecrafter.train import distil
+    from edgecrafter.train.distill_config import DistillConfig
+
+    values, module = _without_module(options, "teacher")
+    config = DistillConfig.from_dict(values)
+    if config.advise:
+        raise ValueError("advise: compare teachers with edgecrafter.advise.advise(config), or on the command line")
+    return distil.distill(config, module)
+
+
+def _without_module(options: dict[str, Any], name: str) -> tuple[dict[str, Any], nn.Module | None]:
+    """``options`` without the one of this name if it is a module, and that module."""
+    module = options.get(name)
+    if not isinstance(module, nn.Module):
+        return options, None
+    return {key: value for key, value in options.items() if key != name}, module
 
 
 def info(model: str | Path | Model, imgsz: Side = None) -> Summary:

@@ -74,6 +74,7 @@ class Options:
         ("a --source [0,1] --source yes", {"source": ["0", "1", "yes"]}),
         ("a source=['b,c','d']", {"source": ["b,c", "d"]}),
         ("a --source [ab]*.jpg", {"source": ["[ab]*.jpg"]}),
+        ("model=a --source b.jpg c.jpg", {"source": ["b.jpg", "c.jpg"]}),  # a list that was named goes on
         ("a b,c.jpg [d]", {"source": ["b,c.jpg", "[d]"]}),  # a word by itself is one file
     ],
 )

@@ -2,7 +2,8 @@
 
 ``--epochs 10``, ``--epochs=10`` and ``epochs=10`` mean the same, ``--batch-size`` is ``--batch_size``, and names that
 other tools use for the same thing are in ``ALIASES``. A list is given as ``--classes a,b``, ``--classes [a,b]`` or
-``--classes a --classes b``. jsonargparse checks the values against the types of the fields.
+``--classes a --classes b``; words without a name are added to a list that is the last positional. jsonargparse checks
+the values against the types of the fields.
 The text below each field is its help.
 """
 
@@ -134,7 +135,8 @@ def normalise(options: type[Options], words: Sequence[str], positionals: Sequenc
         elif value is None:
             value = _take(name, types[name], queue)
         named.append((name, value))
-    free = [name for name in positionals if name not in {given for given, _ in named}]
+    given = {name for name, _ in named}
+    free = [name for name in positionals if name not in given or types[name].startswith("list")]
     return _pairs(named, list(_placed(bare, free, types)), types)
 
 
@@ -245,8 +247,14 @@ def help_text(options: type[Options], usage: str, examples: str) -> str:
 
 
 def docs_of(options: type[Options]) -> dict[str, str]:
-    """The text below each field of a dataclass."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(options))).body[0]
+    """The text below each field of a dataclass; below that of a parent, where it has none of its own."""
+    found: dict[str, str] = {}
+    for part in reversed(options.__mro__[:-1]):
+        found |= _docs_in(ast.parse(textwrap.dedent(inspect.getsource(part))).body[0])
+    return found
+
+
+def _docs_in(tree: ast.stmt) -> dict[str, str]:
     assert isinstance(tree, ast.ClassDef)
     found = {}
     for node, following in zip(tree.body, tree.body[1:], strict=False):

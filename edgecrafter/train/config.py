@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+C = TypeVar("C", bound="TrainConfig")
 AUGMENTATIONS = ("default", "strong", "light", "none")
 
 
@@ -123,7 +124,7 @@ class TrainConfig:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+    def from_dict(cls: type[C], values: Mapping[str, Any]) -> C:
         """The reverse of ``to_dict``. Raises ``ValueError`` for unknown names."""
         unknown(cls, values)
         return cls(**values)

@@ -1,0 +1,140 @@
+"""What each command does with the functions of the package, and what it prints. Nothing heavy is imported before."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgecrafter.cli.options import (
+        ConvertOptions,
+        InfoOptions,
+        ModelsOptions,
+        PredictOptions,
+        QuickstartOptions,
+        ValOptions,
+    )
+    from edgecrafter.model import Model
+    from edgecrafter.train.config import TrainConfig
+    from edgecrafter.train.distill_config import DistillConfig
+    from edgecrafter.train.teach import TeachConfig
+
+
+def train(options: TrainConfig) -> None:
+    """Train and say where the result is."""
+    from edgecrafter.train import run
+
+    run.train(options)
+
+
+def teach(options: TeachConfig) -> None:
+    """Train a teacher and say where it is and what comes next."""
+    from edgecrafter.train.teach import teach
+
+    teach(options)
+
+
+def distill(options: DistillConfig) -> None:
+    """Distil a teacher into a vision transformer, or compare teachers first."""
+    if options.advise:
+        from edgecrafter.advise import advise
+
+        advise(options)
+        return
+    from edgecrafter.train import distil
+
+    distil.distill(options)
+
+
+def val(options: ValOptions) -> None:
+    """Score and print the table."""
+    from edgecrafter.train.state import new_folder, run_project
+
+    loaded = _load(options)
+    loaded = loaded.fuse() if options.fuse else loaded
+    scores = loaded.val(
+        options.data,
+        options.split,
+        batch=options.batch,
+        imgsz=options.imgsz,
+        workers=options.workers,
+        precision=options.precision,
+        max_det=options.max_det,
+    )
+    print(scores.table())
+    print(f"{scores.images} pictures, {scores.images_per_second:.1f} per second")
+    print(f"written to {scores.write(new_folder(run_project(options.project, loaded.info.task), options.name))}")
+
+
+def predict(options: PredictOptions) -> None:
+    """Print what was found in each picture, and save the drawings."""
+    from edgecrafter.cli.parsing import UsageError
+    from edgecrafter.train.state import new_folder, run_project
+
+    if not options.source:
+        raise UsageError("no pictures given. Example: edgecrafter predict ecdet-s street.jpg")
+    loaded = _load(options)
+    results = loaded.predictor().stream(
+        options.source,
+        conf=options.conf,
+        imgsz=options.imgsz,
+        batch=options.batch,
+        max_det=options.max_det,
+        classes=options.classes or None,
+    )
+    folder = None
+    for result in results:
+        numbered = result.path is not None and result.path.name != result.title
+        title = f"{result.title} ({result.path})" if numbered else result.title
+        print(json.dumps(result.to_dict()) if options.json else f"{title}: {result.summary()}")
+        if options.save:
+            folder = folder or new_folder(run_project(options.project, loaded.info.task), options.name)
+            result.save(folder)
+    if folder is not None and not options.json:
+        print(f"drawn pictures in {folder}")
+
+
+def models(options: ModelsOptions) -> None:
+    """Print the registry."""
+    from edgecrafter import catalogue
+
+    entries = catalogue.models()
+    rows = [entry.to_dict() for entry in entries]
+    print(json.dumps(rows, indent=2) if options.json else catalogue.table(entries))
+
+
+def info(options: InfoOptions) -> None:
+    """Print a summary, or the comparison with the paper."""
+    from edgecrafter import model
+    from edgecrafter.cli.parsing import UsageError
+    from edgecrafter.summary import PAPER, compare
+
+    if not options.model and not options.all:
+        raise UsageError("no model given. Example: edgecrafter info ecdet-s, or edgecrafter info --all")
+    found = [model.info(name, options.imgsz) for name in (PAPER if options.all else [options.model])]
+    if options.json:
+        print(json.dumps([each.to_dict() for each in found], indent=2))
+    else:
+        print(compare(found) if options.all else found[0])
+
+
+def convert(options: ConvertOptions) -> None:
+    """Convert and say what came out."""
+    from edgecrafter import model
+
+    print(f"written to {model.convert(options.source, options.target)}")
+
+
+def quickstart(options: QuickstartOptions) -> None:
+    """The whole journey in a few minutes."""
+    from edgecrafter.quickstart import quickstart
+
+    quickstart(**asdict(options))
+
+
+def _load(options: ValOptions | PredictOptions) -> Model:
+    from edgecrafter import model
+
+    changes: dict[str, Any] = {} if options.mask_blocks is None else {"mask_blocks": options.mask_blocks}
+    return model.load(options.model, options.device, **changes)

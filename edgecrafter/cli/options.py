@@ -1,0 +1,125 @@
+"""What the commands take that have no options elsewhere; the text below each field is its help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class ValOptions:
+    """Score a model on a data set: COCO's average precision of boxes, masks or keypoints, whichever the model finds, a
+    table per class, and files to keep."""
+
+    model: str
+    """name, weight file or folder of a training run"""
+    data: str
+    """data set: a folder, a data.yaml or a COCO json; the format is recognised by looking at it"""
+    split: str = "val"
+    """train, val or test"""
+    imgsz: int | list[int] | None = None
+    """input size in pixels, one number or height,width, multiples of 32; none: the model's own"""
+    batch: int = 8
+    """pictures per forward pass"""
+    workers: int = 2
+    """processes that read pictures; 0 reads in the main process"""
+    device: str = ""
+    """cpu, cuda, cuda:1 or mps; empty: a GPU if there is one"""
+    precision: str = "fp32"
+    """fp32, bf16 or fp16"""
+    max_det: int | None = None
+    """also score with this many detections per picture, for crowded scenes; none: 300 are kept, COCO looks at 100
+    (20 for keypoints)"""
+    mask_blocks: int | None = None
+    """segmentation: how many blocks of the mask head are applied, 0 for all; none: as the model says, which is all,
+    but 1 of 4 for released weights, as their authors do"""
+    fuse: bool = False
+    """score the deploy form: the same answers, faster"""
+    project: str = ""
+    """folder in which results are stored; empty: runs/detect, runs/segment or runs/pose"""
+    name: str = "val"
+    """name of this result's folder; a number is appended when it exists"""
+
+
+@dataclass
+class PredictOptions:
+    """Find objects in pictures, and save the pictures with boxes, masks or skeletons drawn on them."""
+
+    model: str
+    """name, weight file or folder of a training run"""
+    source: list[str] = field(default_factory=list)
+    """pictures, folders or quoted patterns such as 'photos/*.jpg'; names with commas go without --source"""
+    conf: float = 0.4
+    """least score of what is shown, 0 to 1"""
+    imgsz: int | list[int] | None = None
+    """input size in pixels, one number or height,width, multiples of 32; none: the model's own"""
+    batch: int = 1
+    """pictures per forward pass"""
+    max_det: int = 300
+    """most detections per picture"""
+    classes: list[str] = field(default_factory=list)
+    """names or 0-based labels of the classes to keep, such as ball,crate; none: all"""
+    mask_blocks: int | None = None
+    """segmentation: how many blocks of the mask head are applied, 0 for all; none: as the model says, which is all,
+    but 1 of 4 for released weights, as their authors do"""
+    device: str = ""
+    """cpu, cuda, cuda:1 or mps; empty: a GPU if there is one"""
+    save: bool = True
+    """write the drawn pictures"""
+    json: bool = False
+    """print one JSON object per picture instead of words: boxes, masks as COCO's run lengths, keypoints by name"""
+    project: str = ""
+    """folder in which results are stored; empty: runs/detect, runs/segment or runs/pose"""
+    name: str = "predict"
+    """name of this result's folder; a number is appended when it exists"""
+
+
+@dataclass
+class ModelsOptions:
+    """List the models that can be named, where their weights come from and what their licence says."""
+
+    json: bool = False
+    """print JSON instead of a table"""
+
+
+@dataclass
+class InfoOptions:
+    """Show what a model is made of: its parts, parameters and FLOPs, counted in both usual ways."""
+
+    model: str = ""
+    """name, weight file or folder of a training run; a name needs no download"""
+    imgsz: int | list[int] | None = None
+    """input size in pixels, one number or height,width, multiples of 32; none: the model's own"""
+    all: bool = False
+    """compare S, M, L and X of every task with the paper's tables instead"""
+    json: bool = False
+    """print JSON instead of text"""
+
+
+@dataclass
+class ConvertOptions:
+    """Rewrite a weight file: released checkpoints to ours and back, bit for bit."""
+
+    source: str
+    """file to read: a released .pth or .safetensors, or one of ours"""
+    target: str
+    """file to write: .safetensors gives our form, .pth the released one"""
+
+
+@dataclass
+class QuickstartOptions:
+    """Make a small data set, train a small model on it, score it and draw what it finds: minutes on two CPU cores."""
+
+    task: str = "detect"
+    """detect (boxes), segment (masks) or pose (keypoints)"""
+    data: str = ""
+    """your own data set instead of the generated scenes"""
+    folder: str = "quickstart"
+    """where everything is written"""
+    epochs: int | None = None
+    """passes over the training pictures; none: chosen for a few minutes on two cores"""
+    imgsz: int | None = None
+    """input size in pixels, a multiple of 32; none: small for the scenes, 256 for your own data"""
+    seed: int = 0
+    """of the scenes and of the training"""
+    device: str = ""
+    """cpu, cuda, cuda:1 or mps; empty: a GPU if there is one"""
