@@ -149,15 +149,15 @@ def _arms(config: AblateConfig, named: Mapping[str, Any]) -> list[Arm]:
         own = {stage: words.options(changes.get(stage) or {}) for stage in STAGES}
         distilled = {**shared["distill"], **own["distill"]} if "distill" in changes else None
         arms.append(Arm(name, {**shared["train"], **own["train"]}, distilled))
-    if config.vary:
-        arms += [Arm("scratch", shared["train"])] * (config.scratch and not named)
-        for choice in itertools.product(*(_choices(text) for text in config.vary)):
-            own = {stage: dict(shared[stage]) for stage in STAGES}
-            for stage, option, value in choice:
-                own[stage][option] = value
-            arms.append(
-                Arm(", ".join(f"{option}={value}" for _, option, value in choice), own["train"], own["distill"])
-            )
+    for choice in itertools.product(*(_choices(text) for text in config.vary)) if config.vary else ():
+        own = {stage: dict(shared[stage]) for stage in STAGES}
+        for stage, option, value in choice:
+            own[stage][option] = value
+        # without any option of a distillation there is none
+        name = ", ".join(f"{option}={value}" for _, option, value in choice)
+        arms.append(Arm(name, own["train"], own["distill"] or None))
+    if config.scratch and not named and any(arm.distill for arm in arms):
+        arms.insert(0, Arm("scratch", shared["train"]))
     if not arms:
         raise ValueError("nothing to compare: give `arms` in a grid file, or vary=distill.registers=0|1|2")
     names = [arm.name for arm in arms]
