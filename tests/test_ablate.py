@@ -105,7 +105,7 @@ def test_arms_are_run_compared_and_not_run_again(
     first = ablate(AblateConfig(grid=file, seeds=[0]))
     assert distilled == [0], "arms that distil alike share one distillation"
     again = ablate(AblateConfig(grid=file, seeds=[0]))
-    assert distilled == [0] and again == first
+    assert distilled == [0] and json.dumps(again) == json.dumps(first)  # a score may be NaN
     scores = {name: rows[0]["scores"]["AP"] for name, rows in first.items()}
     assert set(scores) == set(arms) and all(0 <= value <= 1 for value in scores.values())
     assert first["scratch"][0]["explained"] is None and first["distilled"][0]["explained"] is not None
