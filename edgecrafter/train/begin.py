@@ -48,6 +48,20 @@ class Begin:
 def fresh(config: TrainConfig, backbone: nn.Module | None = None) -> Begin:
     """Read the data, make the network, the plan, and the folder with ``args.yaml``. ``backbone``: a module to build the
     detector around."""
+    begin = prepared(config, backbone)
+    begin.folder = distributed.broadcast(
+        new_folder(run_project(config.project, begin.info.task), config.name, config.exist_ok)
+        if distributed.rank() == 0
+        else Path()
+    )
+    if distributed.rank() == 0:
+        clear(begin.folder)
+        _write_args(begin)
+    return begin
+
+
+def prepared(config: TrainConfig, backbone: nn.Module | None = None) -> Begin:
+    """The same without a folder: nothing is written."""
     given = origin(config.model)
     if config.noise not in given.task.noises:
         known = ", ".join(given.task.noises)
@@ -70,16 +84,7 @@ def fresh(config: TrainConfig, backbone: nn.Module | None = None) -> Begin:
     recipe = recipes.recipe_for(info.task, hub.parse(info.name)[1])
     plan = recipes.resolve(config, recipe, len(training), distributed.world(), random_vit)
     distributed.say("\n".join([*lines, *_crowded(training, info), plan.report()]))
-    folder = distributed.broadcast(
-        new_folder(run_project(config.project, info.task), config.name, config.exist_ok)
-        if distributed.rank() == 0
-        else Path()
-    )
-    begin = Begin(network, info, training, validation, plan, folder, config)
-    if distributed.rank() == 0:
-        clear(folder)
-        _write_args(begin)
-    return begin
+    return Begin(network, info, training, validation, plan, Path(), config)
 
 
 def continued(asked: TrainConfig, backbone: nn.Module | None = None) -> Begin:

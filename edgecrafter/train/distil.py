@@ -90,6 +90,19 @@ def distill(config: DistillConfig, teacher: nn.Module | None = None) -> Distille
 
 
 def _fresh(config: DistillConfig, module: nn.Module | None) -> Begin:
+    begin = prepared(config, module)
+    begin.folder = distributed.broadcast(
+        new_folder(config.project, config.name, config.exist_ok) if distributed.rank() == 0 else Path()
+    )
+    if distributed.rank() == 0:
+        clear(begin.folder)
+        content = {"options": config.to_dict(), "plan": begin.plan.to_dict(), "teacher": begin.teacher.name}
+        (begin.folder / "args.yaml").write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
+    return begin
+
+
+def prepared(config: DistillConfig, module: nn.Module | None = None) -> Begin:
+    """Pictures, networks and plan of a new run; nothing is written."""
     vit, row = vits.row_of(config.student)
     changes = {name: getattr(config, name) for name in vits.OPTIONS if getattr(config, name) is not None}
     row = row.changed(**changes)
@@ -172,9 +185,8 @@ def _networks(config: DistillConfig, row: Size, module: nn.Module | None) -> tup
 def _run(begin: Begin, device: torch.device) -> Distilled:
     config, plan = begin.config, begin.plan
     precision = machine.precision(config.precision, device)
-    alignment = begin.alignment.to(device)
-    begin.teacher.prepare(device, PRECISIONS[precision], config.compile)
-    step = AlignStep(alignment, begin.teacher, InputSpec((config.imgsz, config.imgsz)), precision)
+    step = step_of(begin, device, precision)
+    alignment = begin.alignment
     average = Average(alignment, plan.ema, plan.ema_warmup)  # a copy: the paper averages nothing here
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     optimizer = optim.alignment(alignment, plan, config.optimizer)
@@ -186,7 +198,7 @@ def _run(begin: Begin, device: torch.device) -> Distilled:
         begin.saved = None
     if config.compile:
         alignment.compile()
-    batches, kept_out = _loaders(begin, device)
+    batches, kept_out = batches_of(begin, device)
     journal = Journal(begin.folder, (TERM,), (SCORE,), plan.epochs, state.progress.epoch)
     distributed.say(f"results in {begin.folder}; after an interruption go on with resume={begin.folder}")
 
@@ -209,7 +221,14 @@ def _run(begin: Begin, device: torch.device) -> Distilled:
     return Distilled(begin.folder, backbone, explained, state.progress.epoch)
 
 
-def _loaders(begin: Begin, device: torch.device) -> tuple[Loader, list[Batch]]:
+def step_of(begin: Begin, device: torch.device, precision: str) -> AlignStep:
+    """The step of a run; teacher and student move to ``device``."""
+    config = begin.config
+    begin.teacher.prepare(device, PRECISIONS[precision], config.compile)
+    return AlignStep(begin.alignment.to(device), begin.teacher, InputSpec((config.imgsz, config.imgsz)), precision)
+
+
+def batches_of(begin: Begin, device: torch.device) -> tuple[Loader, list[Batch]]:
     """Random views of the training pictures, and the middle of those kept out, each process' share."""
     config, size = begin.config, (begin.config.imgsz, begin.config.imgsz)
     rank, world = distributed.rank(), distributed.world()

@@ -62,26 +62,17 @@ def train(config: TrainConfig, backbone: nn.Module | None = None) -> Trained:
 
 
 def _run(begin: Begin, device: torch.device) -> Trained:
-    config, plan, info, task = begin.config, begin.plan, begin.info, TASKS[begin.info.task]
+    config, plan, task = begin.config, begin.plan, TASKS[begin.info.task]
     precision = machine.precision(config.precision, device)
     network = begin.network.to(device)
-    step = SupervisedStep(
-        network,
-        task,
-        info.labels,
-        info.input,
-        seed=config.seed,
-        precision=precision,
-        freeze=tuple(config.freeze),
-        noise=config.noise,
-    )
+    step = step_of(begin, precision)
     state = _state(begin, network, device, precision)
     if config.compile:
         network.backbone.compile()
         network.encoder.compile()
 
     def score(averaged: nn.Module, pictures: Annotations = begin.val) -> dict[str, float]:
-        return _evaluate(averaged, begin, pictures, precision).overall
+        return evaluated(averaged, begin, pictures, precision).overall
 
     _rehearse(score(state.average.network, begin.val.subset([0])), task)
     terms = tuple(row.name for row in step.loss.table)
@@ -90,7 +81,7 @@ def _run(begin: Begin, device: torch.device) -> Trained:
     with closing(journal), machine.deterministic(config.deterministic):
         fit(
             step,
-            _batches(begin, device),
+            batches_of(begin, device),
             score,
             state,
             journal,
@@ -124,7 +115,7 @@ def _finish(begin: Begin, state: RunState) -> Trained:
     best, last = (begin.folder / WEIGHTS / name for name in ("best.safetensors", "last.safetensors"))
     network = state.average.network
     network.load_state_dict(distributed.broadcast(hub.read(best)[0] if distributed.rank() == 0 else {}))
-    scores = _evaluate(network, begin, begin.val, "fp32")
+    scores = evaluated(network, begin, begin.val, "fp32")
     if distributed.rank() == 0:
         scores.write(begin.folder / "val")
     distributed.say(
@@ -133,7 +124,23 @@ def _finish(begin: Begin, state: RunState) -> Trained:
     return Trained(begin.folder, best, last, scores, state.progress.epoch)
 
 
-def _batches(begin: Begin, device: torch.device) -> loader.Loader:
+def step_of(begin: Begin, precision: str) -> SupervisedStep:
+    """The step of a run, around its network where that is."""
+    config, info = begin.config, begin.info
+    return SupervisedStep(
+        begin.network,
+        TASKS[info.task],
+        info.labels,
+        info.input,
+        seed=config.seed,
+        precision=precision,
+        freeze=tuple(config.freeze),
+        noise=config.noise,
+    )
+
+
+def batches_of(begin: Begin, device: torch.device) -> loader.Loader:
+    """The training pictures of a run, this process' share."""
     return loader.batches(
         begin.train,
         begin.info.input.size,
@@ -155,7 +162,8 @@ def _worst(begin: Begin, device: torch.device) -> Batch:
     return worst_batch(info.input.size, begin.plan.batch, most, info.labels, device, task.truth)
 
 
-def _evaluate(network: nn.Module, begin: Begin, pictures: Annotations, precision: str) -> Scores:
+def evaluated(network: nn.Module, begin: Begin, pictures: Annotations, precision: str) -> Scores:
+    """Scores of a network of a run on ``pictures``, over all processes."""
     return evaluate(
         network,
         begin.info,
