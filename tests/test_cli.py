@@ -360,3 +360,12 @@ def test_train_then_use_the_folder_of_the_run(here: Path, capsys: pytest.Capture
     assert main(["train", "--config", "runs/first/args.yaml", "--name", "second"]) == 0
     assert (here / "runs/second/results.csv").read_text() != ""
     capsys.readouterr()
+
+
+def test_a_list_may_hold_options_of_something_else() -> None:
+    from edgecrafter.ablate import AblateConfig
+
+    found = parsing.parse(AblateConfig, ["--train", "epochs=20,lr=3e-3", "--distill", "images=[a,b]", "--seeds", "3,4"])
+    assert (found.train, found.distill, found.seeds) == (["epochs=20", "lr=3e-3"], ["images=[a,b]"], [3, 4])
+    with pytest.raises(parsing.UsageError, match="--train needs a value"):
+        parsing.parse(AblateConfig, ["--train", "folder=x"])  # an option of its own

@@ -25,8 +25,9 @@ FLOORS = (
     ("vits",),
     ("start", "evaluate", "teachers"),
     ("predict", "train", "summary", "catalogue", "curves"),
+    ("advise",),
     ("model",),
-    ("quickstart",),
+    ("quickstart", "ablate"),
     ("cli",),
 )
 """from the ground up; a unit imports only from floors below its own"""

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgecrafter.ablate import AblateConfig
     from edgecrafter.cli.options import (
         ConvertOptions,
         InfoOptions,
@@ -45,6 +46,13 @@ def distill(options: DistillConfig) -> None:
     from edgecrafter.train import distil
 
     distil.distill(options)
+
+
+def ablate(options: AblateConfig) -> None:
+    """Run a grid and print the comparison."""
+    from edgecrafter.ablate import ablate
+
+    ablate(options)
 
 
 def val(options: ValOptions) -> None:

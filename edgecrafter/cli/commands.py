@@ -20,6 +20,7 @@ from edgecrafter.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from edgecrafter.ablate import AblateConfig
     from edgecrafter.train.config import TrainConfig
     from edgecrafter.train.distill_config import DistillConfig
     from edgecrafter.train.teach import TeachConfig
@@ -52,6 +53,12 @@ def _teach_options() -> type[TeachConfig]:
     from edgecrafter.train.teach import TeachConfig
 
     return TeachConfig
+
+
+def _ablate_options() -> type[AblateConfig]:
+    from edgecrafter.ablate import AblateConfig
+
+    return AblateConfig
 
 
 def _distill_options() -> type[DistillConfig]:
@@ -106,6 +113,17 @@ edgecrafter distill ecvit-t --images photos --advise runs/teach/teach,dinov2-s,d
 edgecrafter distill --resume                            # go on with the newest of runs/distill
 torchrun --nproc-per-node 2 -m edgecrafter distill ecvit-t runs/teach/teach photos        # two GPUs
 edgecrafter train ecdet-s dataset --backbone runs/distill/distill            # stage 3""",
+    ),
+    "ablate": Command(
+        "compare options of distillation and training over several seeds",
+        actions.ablate,
+        _ablate_options,
+        ("grid",),
+        """\
+edgecrafter ablate --data dataset --vary 'distill.registers=0|1|2' --distill teacher=runs/teach/teach --seeds 0,1,2
+edgecrafter ablate --data dataset --vary 'train.fused=1|2' --train epochs=20     # without distillation
+edgecrafter ablate grid.yaml --dry                      # arms named in a file, as in experiments/
+edgecrafter ablate grid.yaml --seeds 0,1,2,3,4          # more seeds: what is there is not done again""",
     ),
     "val": Command(
         "score a model on a data set",

@@ -133,7 +133,7 @@ def normalise(options: type[Options], words: Sequence[str], positionals: Sequenc
         if negated:
             value = "false"
         elif value is None:
-            value = _take(name, types[name], queue)
+            value = _take(name, types, queue)
         named.append((name, value))
     given = {name for name, _ in named}
     free = [name for name in positionals if name not in given or types[name].startswith("list")]
@@ -167,10 +167,12 @@ def _resolve(asked: str, types: dict[str, str]) -> tuple[str, bool]:
     raise UsageError(f"unknown option --{asked}. {hint}")
 
 
-def _take(name: str, kind: str, queue: list[str]) -> str:
+def _take(name: str, types: dict[str, str], queue: list[str]) -> str:
     """The value of an option that was given as ``--name``: the next word, or true for a switch."""
-    following = queue[0] if queue else "--"
-    option = following.startswith("--") or bool(re.match(r"[A-Za-z_]\w*=", following))
+    following, kind = queue[0] if queue else "--", types[name]
+    named = re.match(r"([A-Za-z_]\w*)=", following)
+    # a list may hold options of something else: --train epochs=20
+    option = following.startswith("--") or bool(named and not (kind == "list[str]" and named[1] not in types))
     if kind == "bool" and following.lower() not in TRUE + FALSE:
         return "true"
     if option and kind.startswith("bool"):
@@ -206,7 +208,8 @@ def _elements(value: str) -> list[str]:
             if isinstance(found, list) and all(isinstance(each, str) for each in found):
                 return found
         value = value[1:-1]
-    return [each.strip() for each in value.split(",") if each.strip()]
+    outside_brackets = r",(?![^\[]*\])"
+    return [each.strip() for each in re.split(outside_brackets, value) if each.strip()]
 
 
 def _scalar(value: str, kind: str) -> str:
