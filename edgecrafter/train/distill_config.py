@@ -130,7 +130,7 @@ LEAST_BATCH, BATCHES = 16, 50
 def resolve(config: DistillConfig, vit: str, pictures: int, world: int = 1) -> Plan:
     """The plan of a distillation of ``pictures`` pictures into a ViT (``t``, ``s+``, ...) on ``world`` processes.
 
-    With 6400 pictures or more and nothing else asked it is the paper's. Ours for fewer: smaller batches, so that an
+    With 7680 pictures or more and nothing else asked it is the paper's. Ours for fewer: smaller batches, so that an
     epoch has about 50 of them, and more epochs, towards ``STEPS_FLOOR`` steps.
     """
     notes: list[str] = []
