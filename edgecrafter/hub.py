@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from edgecrafter import registry
 from edgecrafter.download import download, from_hub
 from edgecrafter.files import written_beside
-from edgecrafter.models import foreign, official
+from edgecrafter.models import foreign, libraries, official
 from edgecrafter.models.detector import Detector, detector
 from edgecrafter.models.foreign import Foreign
 from edgecrafter.models.sizes import SIZES, Size
@@ -59,6 +59,8 @@ def parse(name: str) -> tuple[Task, str]:
     for task in TASKS.values():
         if prefix in (task.prefix, *task.aliases) and size in SIZES:
             return task, size
+    if name.lower() in registry.TEACHERS:
+        raise ValueError(f"{name} is a teacher to be made first: edgecrafter teach {name.lower()} DATASET")
     raise ValueError(f"unknown model {name!r}; known: {', '.join(names())}. A file is given by its path.")
 
 
@@ -97,7 +99,7 @@ def described(name: str, labels: Labels | None = None, input: InputSpec | None =
 def build(info: ModelInfo, backbone: Foreign | None = None) -> Detector:
     """The network that ``info`` describes, with random weights, around ``backbone`` if that was made already."""
     if info.size.backbone and backbone is None:
-        backbone = foreign.build(info.size.backbone, info.size.fused, info.size.norm)
+        backbone = libraries.build(info.size.backbone, info.size.fused, info.size.norm)
     return detector(info.size, TASKS[info.task].decoder(info.size, info.labels), backbone)
 
 
@@ -173,6 +175,8 @@ def locate(name_or_path: str | Path) -> Path:
             f"{text} has no released weights (the size is ours): train it first, "
             f"for example edgecrafter train --model {text} --data DATASET, and load the file that it writes"
         )
+    if text.lower() in registry.TEACHERS:
+        parse(text)  # says what to do
     raise FileNotFoundError(f"{text} is neither a file nor a known model; known: {', '.join(names())}")
 
 
@@ -294,6 +298,14 @@ def _blank(name: str, shapes: Mapping[str, tuple[int, ...]]) -> ModelInfo:
         labels = replace(labels, skeleton=Skeleton(tuple(f"keypoint {i}" for i in range(points))))
     row = task.size(SIZES[size]).changed(**task.released)
     return ModelInfo(name, task.name, row, labels, licence=registry.EDGECRAFTER_LICENCE)
+
+
+def title(row: Size) -> str:
+    """The backbone of a size in a few words; empty for our ViT."""
+    kind, _, name = row.backbone.partition(":")
+    if name.startswith("{"):
+        name = json.loads(name).get("_name_or_path") or json.loads(name)["model_type"]
+    return f"{kind}:{name}" if kind else ""
 
 
 def _tuples(value: Any) -> Any:

@@ -62,7 +62,7 @@ class Source:
     """An image backbone of another library, under a short name."""
 
     spec: str
-    """as ``models.foreign`` takes it"""
+    """as ``models.libraries`` takes it"""
     licence: str
     commercial_use: str
 
@@ -88,7 +88,7 @@ PAIRS = {"t": "ecteacher-s", "t+": "ecteacher-b", "s": "ecteacher-b", "s+": "ect
 
 
 def backbone(name: str) -> str | None:
-    """What ``models.foreign`` calls a backbone of another library; None for other names and for files."""
+    """What ``models.libraries`` calls a backbone of another library; None for other names and for files."""
     known = BACKBONES.get(name.lower())
     if known is not None:
         return known.spec

@@ -23,7 +23,7 @@ from edgecrafter.hub import (
     read,
     resolve,
 )
-from edgecrafter.models import foreign, official
+from edgecrafter.models import foreign, libraries, official
 from edgecrafter.models.detector import Detector
 from edgecrafter.models.foreign import Foreign
 from edgecrafter.models.sizes import Size
@@ -73,34 +73,30 @@ def start(
     random weights; anything else is a model to take weights from, of any task. Class rows are taken by class name.
     ``backbone`` is a file with a ViT alone (released layout), as distilled ViTs come, whose options (registers, stem)
     are then taken over; or another library's backbone that takes the ViT's place (``backbone_weights`` as in
-    ``models.foreign.build``), or a module.
+    ``models.libraries.build``), or a module.
     """
-    lines: list[str] = []
     vit = None if isinstance(backbone, nn.Module) or backbone is None else vits.find(backbone)
-    options = {**(vits.options(vit) if vit else {}), **options}
-    if given.file is not None:
-        info = given.file[1]
-        row = _trained(info.size, given.task)
-        spec = info.input if size is None else replace(info.input, size=size)
-        info = replace(info, size=row.changed(**options), labels=labels, input=spec, licence=OWN_LICENCE, source=RANDOM)
-    else:
-        info = described(given.name, labels, InputSpec() if size is None else InputSpec(size), **options)
-    other_vit = None
-    if backbone is not None and vit is None:
-        other_vit = _foreign(backbone, info.size, backbone_weights)
-        info = around(other_vit, info)
-        lines.append(f"{info.name} around {other_vit.facts.spec}, weights: {backbone_weights}")
-        lines.append(f"  licence of the backbone: {other_vit.facts.licence}")
-    network = build(info, other_vit)
-    new = list(network.state_dict())
     fresh = backbone is not None
     source = given.file if given.file and weights == "auto" else _source(given.name, weights, fresh)
+    shape = vits.options(vit) if vit else _shape(source[1].size) if source and not fresh else {}
+    info = _described(given, labels, size, source[1].input if source else None, fresh)
+    info = replace(info, size=info.size.changed(**{**shape, **options}))
+    lines, other_vit = [], None
+    if backbone is not None and vit is None:
+        other_vit, info = _foreign(backbone, info, backbone_weights)
+        lines += [
+            f"{info.name} around {other_vit.facts.spec}, weights: {_weights_of(backbone, backbone_weights)}",
+            f"  licence of the backbone: {other_vit.facts.licence}",
+        ]
+    network = build(info, other_vit)
+    new = list(network.state_dict())
     if source is None and other_vit is None:
         lines.append(f"{given.name}: starts from random weights")
     elif source is not None:
         other = TASKS[source[1].task]
         state = source[0] if other.family == given.task.family else _without(source[0], "decoder.")
-        state = _without(state, "backbone.") if other_vit else state
+        if fresh and not _same_module(other_vit, source[1]) and (other_vit or source[1].size.backbone):
+            state = _without(state, "backbone.")
         taken, new = transfer(network, state, info.labels, source[1].labels)
         lines += [f"weights of {source[1].name} ({other.name}):", *taken]
         if other is given.task and _trained(source[1].size, other) != source[1].size and other.start_note:
@@ -109,9 +105,48 @@ def start(
     if vit is not None:
         lines.append(vits.load(network.get_submodule("backbone.vit"), vit))
         info = replace(info, licence=_inherited(vits.about(vit).get("licence", ""), info))
-    random_vit = not fresh and any(name.startswith(official.VIT + "blocks.") for name in new)
-    random_vit |= other_vit is not None and backbone_weights == foreign.RANDOM
+    random_vit = not fresh and any(name.startswith(_WEIGHTY) for name in new)
+    random_vit |= isinstance(backbone, (str, Path)) and other_vit is not None and backbone_weights == foreign.RANDOM
     return Start(network, info, lines, random_vit)
+
+
+def _described(
+    given: Origin, labels: Labels, size: tuple[int, int] | None, source: InputSpec | None, fresh: bool
+) -> ModelInfo:
+    """What is to be trained: the model of the file or of the name; ``source`` is the input of the weights, and
+    ``fresh`` says that another backbone will come."""
+    info = plain = described(given.name, labels)
+    spec = info.input if source is None or fresh else replace(info.input, mean=source.mean, std=source.std)
+    if given.file is not None:
+        info = given.file[1]
+        row = _trained(info.size, given.task)
+        spec = info.input
+        if fresh and row.backbone:
+            row = row.changed(backbone="", vit=plain.size.vit, project=plain.size.project)
+            spec = replace(plain.input, size=info.input.size)
+        info = replace(info, size=row, labels=labels, licence=OWN_LICENCE, source=RANDOM)
+    return replace(info, input=spec if size is None else replace(spec, size=size))
+
+
+def _shape(row: Size) -> dict[str, Any]:
+    """What a network has to take over of the row of its weights, so that the backbone's fit."""
+    names = [*vits.OPTIONS, "fused", "fusion"]
+    if row.backbone:
+        names += ["backbone", "norm", "vit", "project"]
+    return {name: getattr(row, name) for name in names}
+
+
+def _weights_of(backbone: str | Path | nn.Module, weights: str) -> str:
+    return "its own" if isinstance(backbone, nn.Module) else weights
+
+
+_WEIGHTY = (official.VIT + "blocks.", official.VIT + "network.")
+"""most of a ViT, ours or of others"""
+
+
+def _same_module(vit: Foreign | None, info: ModelInfo) -> bool:
+    """Whether a file was trained around the module that is handed in again."""
+    return vit is not None and vit.facts.spec.startswith("module:") and vit.facts.spec == info.size.backbone
 
 
 def _trained(row: Size, task: Task) -> Size:
@@ -123,19 +158,28 @@ def _without(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if not name.startswith(part)}
 
 
-def _foreign(backbone: str | Path | nn.Module, row: Size, weights: str) -> Foreign:
+def _foreign(backbone: str | Path | nn.Module, info: ModelInfo, weights: str) -> tuple[Foreign, ModelInfo]:
+    """Another library's backbone or a module, and ``info`` of the detector around it."""
+    row = info.size
     if isinstance(backbone, nn.Module):
-        return foreign.adopt(backbone, row.fused)
-    spec = registry.backbone(str(backbone))
-    assert spec is not None
-    return foreign.build(spec, row.fused, row.norm, weights)
+        vit = foreign.adopt(backbone, row.fused)
+    else:
+        spec = registry.backbone(str(backbone))
+        assert spec is not None
+        vit = libraries.build(spec, row.fused, row.norm, weights)
+    foreign.check(vit, row.fused if row.fusion == "concat" else 1)
+    return vit, around(vit, info)
 
 
 def around(vit: Foreign, info: ModelInfo) -> ModelInfo:
     """``info`` of a detector in which ``vit`` takes the place of its ViT: the pyramid follows its width, the pictures
-    its mean and deviation."""
-    facts = vit.facts
-    row = info.size.changed(backbone=facts.spec, vit=facts.widths[-1], project="all")
+    its mean and deviation. Raises ``ValueError`` for options of our ViT, which it does not have."""
+    facts, row = vit.facts, info.size
+    for name in vits.OPTIONS:
+        if getattr(row, name) != getattr(Size, name):
+            value, plain = getattr(row, name), getattr(Size, name)
+            raise ValueError(f"{name}={value} is of our vision transformers, not of {facts.spec}: leave {name}={plain}")
+    row = row.changed(backbone=facts.spec, vit=facts.widths[-1], project="all")
     spec = replace(info.input, mean=facts.mean, std=facts.std)
     return replace(info, size=row, input=spec, licence=f"{info.licence}; its backbone: {facts.licence}")
 

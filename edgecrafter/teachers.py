@@ -10,7 +10,7 @@ from torch import nn
 from edgecrafter import hub, registry, vits
 from edgecrafter.distill.teacher import Teacher
 from edgecrafter.download import download
-from edgecrafter.models import foreign
+from edgecrafter.models import foreign, libraries
 from edgecrafter.models.detector import ecvit
 from edgecrafter.models.foreign import Foreign
 from edgecrafter.types import InputSpec
@@ -31,10 +31,23 @@ def teacher(
             return _of_foreign(foreign.adopt(given, blocks), type(given).__name__, blocks)
         if not str(given):
             raise ValueError("no teacher given: teacher=RUN or FILE, or a name such as dinov3-b, dinov2-s, timm:NAME")
-        spec = registry.backbone(str(given))
+        spec = registry.backbone(_plain(str(given), weights))
         if spec is not None:
-            return _of_foreign(foreign.build(spec, blocks, norm, weights), str(given), blocks)
+            return _of_foreign(libraries.build(spec, blocks, norm, weights), str(given), blocks)
         return _own(given, blocks, norm, weights)
+
+
+def _plain(name: str, weights: str) -> str:
+    """Of a teacher of the paper its backbone, if that is to have random weights; they must be made otherwise."""
+    known = registry.TEACHERS.get(name.lower())
+    if known is None:
+        return name
+    if weights != foreign.RANDOM:
+        raise ValueError(
+            f"{name} has no published weights: make it with edgecrafter teach {name.lower()} DATASET and give the "
+            f"folder of that run, or take its backbone as it is: {known[1]}"
+        )
+    return known[1]
 
 
 def _of_foreign(network: Foreign, name: str, blocks: int) -> Teacher:

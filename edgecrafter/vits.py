@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgecrafter import registry
+from edgecrafter import hub, registry
 from edgecrafter.download import download
 from edgecrafter.files import written_beside
-from edgecrafter.hub import open_file
+from edgecrafter.hub import ModelInfo, open_file, resolve
 from edgecrafter.models import official
 from edgecrafter.models.detector import ecvit
 from edgecrafter.models.sizes import SIZES, VITS, Size
@@ -45,6 +45,8 @@ def find(backbone: str | Path) -> Path | None:
         return download(row)
     if registry.backbone(str(backbone)) is not None:
         return None
+    if resolve(path).is_file():  # the folder of a training
+        return resolve(path)
     known = [*("ecvit-" + v for v in VITS if registry.find("ecvit-" + v)), *registry.BACKBONES]
     raise FileNotFoundError(
         f"backbone {backbone}: no such file, no folder of a distillation, and not one of {', '.join(known)}, "
@@ -55,6 +57,11 @@ def find(backbone: str | Path) -> Path | None:
 def read(path: Path) -> dict[str, Tensor]:
     """A ViT alone under our names: of a file that has nothing else, with released keys, or of a detector's."""
     state, info = open_file(path)
+    if info is not None and info.size.backbone:
+        raise ValueError(
+            f"{path} is a model around {info.size.backbone[:60]}, there is no ViT of ours in it. It can be a teacher: "
+            f"edgecrafter distill --teacher {path}"
+        )
     if info is not None:
         ours = {k: v for k, v in state.items() if k.startswith(official.VIT)}
     else:
@@ -94,8 +101,12 @@ def about(path: Path) -> dict[str, str]:
 
 
 def options(path: Path) -> dict[str, Any]:
-    """The options that a ViT was distilled with."""
-    found = json.loads(about(path).get("ecvit", "{}"))
+    """The options that a ViT was distilled with, or the detector that it is in trained with."""
+    notes = about(path)
+    if "edgecrafter" in notes:
+        row = ModelInfo.from_json(notes["edgecrafter"]).size
+        return {name: getattr(row, name) for name in OPTIONS}
+    found = json.loads(notes.get("ecvit", "{}"))
     return {name: found[name] for name in OPTIONS if name in found}
 
 
@@ -106,7 +117,8 @@ def load(vit: nn.Module, path: Path) -> str:
         vit.load_state_dict(state, strict=True)
     except RuntimeError as error:
         sizes = ", ".join(f"ecvit-{name} for size {size}" for name, size in VITS.items())
-        raise ValueError(f"{path} does not fit this model's ViT ({sizes}): {error}") from None
+        reason = str(error).splitlines()[1].strip()[:200]
+        raise ValueError(f"{path} does not fit this model's ViT ({sizes}): {reason}") from None
     return f"ViT from {path.name}: {len(state)} entries"
 
 

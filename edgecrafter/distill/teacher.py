@@ -52,9 +52,14 @@ class Teacher:
         return [each.float() for each in maps]
 
     def widths(self, size: tuple[int, int]) -> list[int]:
-        """Channels of each map. Raises ``ValueError`` when the network has fewer blocks than are asked for."""
+        """Channels of each map for pictures of ``size`` (h, w). Raises ``ValueError`` when the network does not take
+        them, or has fewer blocks than are asked for."""
         device = next(self.network.parameters()).device
-        maps = self(torch.zeros(1, 3, *size, dtype=torch.uint8, device=device))
+        try:
+            maps = self(torch.zeros(1, 3, *size, dtype=torch.uint8, device=device))
+        except (AssertionError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{self.name} does not take pictures of {size[0]} x {size[1]} ({reason})") from None
         if len(maps) < self.blocks:
             raise ValueError(
                 f"teacher_blocks={self.blocks}: {self.name} gives {len(maps)} map(s) of stride 16; use {len(maps)}"

@@ -1,4 +1,4 @@
-"""Image backbones of other libraries in the place of the ViT: timm, Hugging Face transformers, or any module.
+"""Image backbones of others in the place of the ViT; ``libraries`` makes them by name, ``adopt`` of a module.
 
 A backbone is named ``timm:NAME``, ``hf:OWNER/NAME`` (or a local folder), ``hf:{...}`` (the configuration itself, which
 is what model files hold, so that they open without a network) or ``module:NAME`` (handed in from Python).
@@ -6,12 +6,8 @@ is what model files hold, so that they open without a network) or ``module:NAME`
 
 from __future__ import annotations
 
-import inspect
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +17,9 @@ from edgecrafter.types import IMAGENET_MEAN, IMAGENET_STD
 
 LEVELS = (8, 16, 32)
 """strides that a detector reads from a hierarchical backbone"""
-RANDOM = "none"
-"""as ``weights``: no pretrained weights"""
+
+RANDOM, PRETRAINED = "none", "pretrained"
+"""as ``weights``: none at all, or those of the library"""
 
 Reader = Callable[[nn.Module, Tensor, int], list[Tensor]]
 """(network, images [B, 3, H, W], number of maps) -> the last maps, each [B, D, h, w], the deepest last"""
@@ -88,56 +85,51 @@ def _fitted(x: Tensor, size: tuple[int, int]) -> Tensor:
     return x if x.shape[2:] == size else F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
-def build(spec: str, keep: int = 2, norm: bool = True, weights: str = RANDOM) -> Foreign:
-    """The backbone of ``spec``; ``facts.spec`` of the result is enough to build it again without a network.
-
-    ``weights``: ``none``, ``pretrained`` (fetched by the library that has it, once), or a file or folder with them.
-    ``norm`` passes the maps of a plain ViT through its final norm. Raises ``ValueError`` for an unknown name, and with
-    the remedies when the weights cannot be fetched.
-    """
-    kind, _, name = spec.partition(":")
-    if kind not in _BUILDERS:
-        raise ValueError(f"backbone {spec!r}: expected timm:NAME, hf:OWNER/NAME, or a name of `edgecrafter models`")
-    return _BUILDERS[kind](name, keep, norm, weights)
-
-
 def adopt(module: nn.Module, keep: int = 2, side: int = 224) -> Foreign:
     """Any module: images [B, 3, H, W] -> a map [B, D, h, w], or a list of maps of which the last are the deepest.
 
     Its widths and strides are read from an answer to a gray picture of ``side`` pixels. Raises ``ValueError`` when the
     answer is nothing of this kind.
     """
+    name = type(module).__name__
     training = module.training
     with torch.no_grad():
-        answer = module.eval()(torch.zeros(1, 3, side, side, device=_device(module)))
+        maps = _maps(module.eval()(torch.zeros(1, 3, side, side, device=_device(module))), name)
     module.train(training)
-    maps = [answer] if isinstance(answer, Tensor) else list(answer)
-    if not maps or any(not isinstance(x, Tensor) or x.dim() != 4 for x in maps):
-        raise ValueError(f"{type(module).__name__}: expected a map [B, D, h, w] or a list of maps as its answer")
-    strides = [side // x.shape[-1] for x in maps]
-    widths, stride, read = _shape_of([x.shape[1] for x in maps], strides, type(module).__name__)
-
-    def last(network: nn.Module, images: Tensor, count: int) -> list[Tensor]:
-        found = network(images)
-        return read([found] if isinstance(found, Tensor) else list(found), count)
-
-    facts = Facts(f"module:{type(module).__name__}", widths, stride, licence="the module was handed in from Python")
-    return Foreign(module, last, facts, keep)
-
-
-def _shape_of(
-    widths: Sequence[int], strides: Sequence[int], name: str
-) -> tuple[tuple[int, ...], int, Callable[[list[Tensor], int], list[Tensor]]]:
-    """Widths, stride, and which of its maps are wanted: plain if all strides are equal, else strides 8, 16, 32."""
+    widths, strides = [x.shape[1] for x in maps], [side // x.shape[-1] for x in maps]
     if len(set(strides)) == 1:
-        return (widths[-1],), strides[-1], lambda maps, count: _last(maps, count, name)
+        places, stride = None, strides[-1]
+        widths, keep = widths[-1:], min(keep, len(maps))
+    else:
+        places, stride = chosen(strides, name), 16
+        widths = [widths[i] for i in places]
+
+    def read(network: nn.Module, images: Tensor, count: int) -> list[Tensor]:
+        found = _maps(network(images), name)
+        return last(found, count, name) if places is None else [found[i] for i in places]
+
+    facts = Facts(f"module:{name}", tuple(widths), stride, licence="the module was handed in from Python")
+    return Foreign(module, read, facts, keep)
+
+
+def _maps(answer: object, name: str) -> list[Tensor]:
+    """What a module answers, as a list of maps."""
+    maps = [answer] if isinstance(answer, Tensor) else list(answer) if isinstance(answer, (list, tuple)) else []
+    if not maps or any(not isinstance(x, Tensor) or x.dim() != 4 for x in maps):
+        raise ValueError(f"{name}: expected a map [B, D, h, w] or a list of maps as its answer")
+    return maps
+
+
+def chosen(strides: Sequence[int], name: str) -> list[int]:
+    """Which maps of a hierarchy are those of stride 8, 16 and 32, the deepest of each."""
     places = [max((i for i, s in enumerate(strides) if s == level), default=-1) for level in LEVELS]
     if -1 in places:
         raise ValueError(f"{name}: has maps of stride {list(strides)}; a detector needs one of each of 8, 16 and 32")
-    return tuple(widths[i] for i in places), 16, lambda maps, _count: [maps[i] for i in places]
+    return places
 
 
-def _last(maps: list[Tensor], count: int, name: str) -> list[Tensor]:
+def last(maps: list[Tensor], count: int, name: str) -> list[Tensor]:
+    """The last ``count`` of them. Raises ``ValueError`` when there are fewer."""
     if count > len(maps):
         raise ValueError(f"{name}: gives {len(maps)} maps, {count} are asked for; use fewer blocks")
     return maps[len(maps) - count :]
@@ -147,128 +139,29 @@ def _device(module: nn.Module) -> torch.device:
     return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 
-def _timm(name: str, keep: int, norm: bool, weights: str) -> Foreign:
-    import timm
-
-    options: dict[str, Any] = {"pretrained": weights != RANDOM}
-    if weights not in (RANDOM, "pretrained"):
-        options["pretrained_cfg_overlay"] = {"file": str(Path(weights).expanduser())}
-    if not timm.is_model(name.partition(".")[0]):
-        near = timm.list_models(f"*{name.partition('.')[0].replace('_', '*')}*")[:5]
-        raise ValueError(f"timm has no model {name!r}{', has ' + ', '.join(near) if near else ''}")
-    with torch.device("meta"):
-        info = timm.create_model(name).feature_info
-    rows = [(row["num_chs"], row["reduction"]) for row in info]
-    plain = len({stride for _, stride in rows}) == 1
-    create = _PLAIN if plain else {"features_only": True, "out_indices": tuple(range(len(rows)))}
-    network = _fetched(f"timm:{name}", lambda: _tolerant(timm.create_model, name, **options, **create))
-    cfg = network.pretrained_cfg if plain else network.feature_info.__dict__.get("pretrained_cfg", {})
-    cfg = cfg or timm.get_pretrained_cfg(name).to_dict()
-    if plain:
-        widths: tuple[int, ...] = (rows[-1][0],)
-        stride = rows[-1][1]
-
-        def read(net: nn.Module, images: Tensor, count: int) -> list[Tensor]:
-            found: list[Tensor] = net.forward_intermediates(  # type: ignore[operator]
-                images, indices=count, norm=norm, output_fmt="NCHW", intermediates_only=True
-            )
-            return found
-    else:
-        widths, stride, choose = _shape_of(network.feature_info.channels(), network.feature_info.reduction(), name)
-        last_axis = str(getattr(network, "output_fmt", "")).endswith("NHWC")
-
-        def read(net: nn.Module, images: Tensor, count: int) -> list[Tensor]:
-            maps = [x.permute(0, 3, 1, 2) if last_axis else x for x in net(images)]
-            return choose(maps, count)
-
-    mean, std = (tuple(cfg.get(key) or default) for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)))
-    licence = f"{name}: {cfg.get('license') or 'licence not stated by timm'}"
-    return Foreign(network, read, Facts(f"timm:{name}", widths, stride, mean, std, licence), keep)  # type: ignore[arg-type]
-
-
-_PLAIN = {"num_classes": 0, "dynamic_img_size": True}
-"""pooling and classifier are left out; positions follow the size of the picture"""
-
-
-def _tolerant(create: Callable[..., Any], name: str, **options: Any) -> Any:
-    """Networks that take every size anyway do not know ``dynamic_img_size``."""
+def check(foreign: Foreign, least: int = 1) -> None:
+    """Raises ``ValueError`` for a backbone that takes pictures of one size only, is not what its library says, or gives
+    fewer maps than ``least``."""
+    facts = foreign.facts
+    training = foreign.training
     try:
-        return create(name, **options)
-    except TypeError as error:
-        if "dynamic_img_size" not in str(error):
-            raise
-        return create(name, **{key: value for key, value in options.items() if key != "dynamic_img_size"})
+        with torch.no_grad():
+            maps = foreign.eval()(_gray(foreign))
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{facts.spec} does not take pictures of every size ({reason}); choose another one") from None
+    foreign.train(training)
+    widths = [x.shape[1] for x in maps]
+    if foreign.plain and len(maps) < least:
+        raise ValueError(f"{facts.spec}: gives {len(maps)} map(s), {least} are to be joined; use fusion=mean")
+    if set(widths) != set(facts.widths):
+        raise ValueError(f"{facts.spec}: gives maps of {widths} channels instead of {list(facts.widths)}")
 
 
-def _transformers(name: str, keep: int, norm: bool, weights: str) -> Foreign:
-    try:
-        from transformers import AutoConfig, AutoModel
-    except ImportError:
-        raise ValueError(f"hf:{name} needs the package transformers: pip install 'edgecrafter[hf]'") from None
-    source = name if weights in (RANDOM, "pretrained") else str(Path(weights).expanduser())
-    if name.startswith("{"):
-        config = AutoConfig.for_model(**json.loads(name))
-    else:
-        config = _fetched(f"hf:{name}", lambda: AutoConfig.from_pretrained(source))
-    if weights == RANDOM:
-        network = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
-    else:
-        network = _fetched(f"hf:{name}", lambda: AutoModel.from_pretrained(source, config=config))
-    title = json.loads(name).get("_name_or_path", "hf") if name.startswith("{") else name
-    takes_any_size = "interpolate_pos_encoding" in inspect.signature(network.forward).parameters
-    final = next((getattr(network, key) for key in ("layernorm", "norm") if hasattr(network, key)), None)
-    if not hasattr(config, "patch_size") or isinstance(getattr(config, "hidden_size", None), (list, type(None))):
-        raise ValueError(f"hf:{title}: only plain ViTs are read from transformers; timm has the hierarchical ones")
-    patch = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
-
-    def read(net: nn.Module, images: Tensor, count: int) -> list[Tensor]:
-        extra = {"interpolate_pos_encoding": True} if takes_any_size else {}
-        states = net(images, output_hidden_states=True, **extra).hidden_states
-        h, w = images.shape[2] // patch, images.shape[3] // patch
-        maps = []
-        for tokens in _last(list(states[1:]), count, title):
-            tokens = final_of(net)(tokens) if norm and final is not None else tokens
-            maps.append(tokens[:, tokens.shape[1] - h * w :].transpose(1, 2).unflatten(2, (h, w)))
-        return maps
-
-    def final_of(net: nn.Module) -> nn.Module:  # of a copy, too
-        return net.layernorm if hasattr(net, "layernorm") else net.norm  # type: ignore[return-value]
-
-    title = Path(title).name if Path(title).exists() else title  # no path of this machine in a model file
-    content = {"model_type": config.model_type} | config.to_diff_dict() | {"_name_or_path": title}
-    spec = "hf:" + json.dumps({key: value for key, value in content.items() if key not in _HF_NOISE}, default=str)
-    facts = Facts(spec, (config.hidden_size,), patch, licence=f"{title}: see its page on the Hugging Face Hub")
-    return Foreign(network, read, facts, keep)
-
-
-_HF_NOISE = ("transformers_version", "architectures", "dtype", "torch_dtype")
-
-
-def _module(name: str, *_: Any) -> Foreign:
-    raise ValueError(
-        f"this model was built around a module from Python ({name}), which a file cannot hold: hand it in again, "
-        "edgecrafter.load(file, backbone=module)"
-    )
-
-
-_BUILDERS: dict[str, Callable[[str, int, bool, str], Foreign]] = {
-    "timm": _timm,
-    "hf": _transformers,
-    "module": _module,
-}
-
-
-def _fetched(name: str, fetch: Callable[[], Any]) -> Any:
-    """What ``fetch`` returns; whatever goes wrong becomes one error with the remedies."""
-    try:
-        return fetch()
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"{name}: its weights cannot be had ({reason}). DINOv3 is gated: accept its licence on the Hugging Face "
-            "Hub and log in, or take dinov2-s or dinov2-b, which are free (Apache-2.0). Without a network: copy the "
-            "file here and give it as backbone_weights=FILE. backbone_weights=none starts from random weights"
-        ) from error
+def _gray(foreign: Foreign) -> Tensor:
+    """A small picture, wider than high."""
+    side = 2 * max(foreign.facts.stride, 32)
+    return torch.zeros(1, 3, side, 2 * side, device=_device(foreign))
 
 
 def freeze_unused(foreign: Foreign) -> list[str]:
@@ -276,12 +169,8 @@ def freeze_unused(foreign: Foreign) -> list[str]:
 
     Found by a backward pass over a small gray picture, so that every trained parameter has a gradient in every step.
     """
-    side = 4 * max(foreign.facts.stride, 16)
     training = foreign.training
-    try:
-        maps = foreign.eval()(torch.zeros(1, 3, side, side, device=_device(foreign)))
-    except AssertionError as error:
-        raise ValueError(f"{foreign.facts.spec} does not take every size ({error}); choose another") from None
+    maps = foreign.eval()(_gray(foreign))
     total = torch.stack([x.sum() for x in maps]).sum()
     named = [(name, p) for name, p in foreign.named_parameters() if p.requires_grad]
     found = torch.autograd.grad(total, [p for _, p in named], allow_unused=True)

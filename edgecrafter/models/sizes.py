@@ -46,7 +46,7 @@ class Size:
     """"mean" or "concat" of the last ``fused`` ViT blocks (Table 9)"""
     fused: int = 2
     backbone: str = ""
-    """another library's backbone in place of the ViT (``models.foreign``); ``vit`` is then its width"""
+    """another library's backbone in place of the ViT (``models.libraries``); ``vit`` is then its width"""
     norm: bool = True
     """whether the blocks of such a backbone are read through its own final norm"""
     ours: bool = False

@@ -1,0 +1,248 @@
+"""Backbones of timm and Hugging Face transformers by name, with random weights or those that the library fetches."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgecrafter.models.foreign import PRETRAINED, RANDOM, Facts, Foreign, chosen, last
+from edgecrafter.types import IMAGENET_MEAN, IMAGENET_STD
+
+
+def build(spec: str, keep: int = 2, norm: bool = True, weights: str = RANDOM) -> Foreign:
+    """The backbone of ``spec``; ``facts.spec`` of the result is enough to build it again without a network.
+
+    ``weights``: ``none``, ``pretrained`` (fetched by the library that has it, once), or a file or folder with them.
+    ``norm`` passes the maps of a plain ViT through its final norm. Raises ``ValueError`` for an unknown name, and with
+    the remedies when the weights cannot be fetched.
+    """
+    kind, _, name = spec.partition(":")
+    if kind not in _BUILDERS:
+        raise ValueError(f"backbone {spec!r}: expected timm:NAME, hf:OWNER/NAME, or a name of `edgecrafter models`")
+    return _BUILDERS[kind](name, keep, norm, weights)
+
+
+def _timm(name: str, keep: int, norm: bool, weights: str) -> Foreign:
+    import timm
+
+    known, _, tag = name.partition(".")
+    if not timm.is_model(known):
+        near = timm.list_models(f"*{known.replace('_', '*')}*")[:5]
+        raise ValueError(f"timm has no model {name!r}{', has ' + ', '.join(near) if near else ''}")
+    if tag and name not in timm.list_pretrained(f"{known}.*"):
+        raise ValueError(f"timm has no weights {tag!r} of {known}, has {', '.join(timm.list_pretrained(f'{known}.*'))}")
+    with torch.device("meta"):
+        rows = timm.create_model(name).feature_info
+    widths, strides = [row["num_chs"] for row in rows], [row["reduction"] for row in rows]
+    plain = len(set(strides)) == 1
+    options: dict[str, Any] = _PLAIN if plain else {"features_only": True, "out_indices": tuple(range(len(rows)))}
+    network = _timm_network(name, options, weights)
+    cfg = timm.get_pretrained_cfg(name).to_dict()
+    mean, std = (tuple(cfg.get(key) or default) for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)))
+    licence = f"{name}: {cfg.get('license') or 'licence not stated by timm'}"
+    if plain:
+        return Foreign(
+            network, _timm_reader(norm), Facts(f"timm:{name}", (widths[-1],), strides[-1], mean, std, licence), keep
+        )
+    places = chosen(strides, name)
+    facts = Facts(f"timm:{name}", tuple(widths[i] for i in places), 16, mean, std, licence)
+    return Foreign(network, _timm_levels(places), facts, keep)
+
+
+_PLAIN = {"num_classes": 0, "dynamic_img_size": True}
+"""pooling and classifier are left out; positions follow the size of the picture"""
+
+
+def _timm_network(name: str, options: dict[str, Any], weights: str) -> Any:
+    import timm
+
+    def create(**more: Any) -> Any:
+        return _tolerant(timm.create_model, name, **options, **more)
+
+    if weights == RANDOM:
+        return create(pretrained=False)
+    if weights == PRETRAINED:
+        return _fetched(f"timm:{name}", lambda: create(pretrained=True))
+    file = _existing(weights)
+    overlay = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
+    if "features_only" in options:  # reads what fits and nothing is said of the rest: looked at strictly first
+        _of_file(f"timm:{name}", file, lambda: timm.create_model(name, num_classes=0, **overlay))
+    return _of_file(f"timm:{name}", file, lambda: create(**overlay))
+
+
+def _tolerant(create: Callable[..., Any], name: str, **options: Any) -> Any:
+    """Networks that take every size anyway do not know ``dynamic_img_size``."""
+    try:
+        return create(name, **options)
+    except TypeError as error:
+        if "dynamic_img_size" not in str(error):
+            raise
+        return create(name, **{key: value for key, value in options.items() if key != "dynamic_img_size"})
+
+
+def _timm_reader(norm: bool) -> Callable[[nn.Module, Tensor, int], list[Tensor]]:
+    def read(network: nn.Module, images: Tensor, count: int) -> list[Tensor]:
+        found: list[Tensor] = network.forward_intermediates(  # type: ignore[operator]
+            images, indices=count, norm=norm, output_fmt="NCHW", intermediates_only=True
+        )
+        return found
+
+    return read
+
+
+def _timm_levels(places: Sequence[int]) -> Callable[[nn.Module, Tensor, int], list[Tensor]]:
+    def read(network: nn.Module, images: Tensor, count: int) -> list[Tensor]:
+        last_axis = str(getattr(network, "output_fmt", "")).endswith("NHWC")
+        maps = network(images)
+        return [maps[i].permute(0, 3, 1, 2) if last_axis else maps[i] for i in places]
+
+    return read
+
+
+def _transformers(name: str, keep: int, norm: bool, weights: str) -> Foreign:
+    try:
+        from transformers import AutoConfig
+    except ImportError:
+        raise ValueError(f"hf:{name} needs the package transformers: pip install 'edgecrafter[hf]'") from None
+    folder = None if weights in (RANDOM, PRETRAINED) else _existing(weights)
+    source = str(folder) if folder is not None and folder.is_dir() else name
+    if name.startswith("{"):
+        config = AutoConfig.for_model(**json.loads(name))
+        source = config._name_or_path
+    else:
+        config = _fetched(f"hf:{name}", lambda: AutoConfig.from_pretrained(source))
+    title = config._name_or_path if name.startswith("{") else name
+    if not hasattr(config, "patch_size") or not isinstance(getattr(config, "hidden_size", None), int):
+        raise ValueError(f"hf:{title}: only plain ViTs are read from transformers; timm has the hierarchical ones")
+    network = _hf_network(config, source, weights, title)
+    patch = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
+    title = Path(title).name if Path(title).exists() else title  # no path of this machine in a model file
+    content = {"model_type": config.model_type} | config.to_diff_dict() | {"_name_or_path": title}
+    spec = "hf:" + json.dumps({key: value for key, value in content.items() if key not in _HF_NOISE}, default=str)
+    mean, std = _hf_statistics(source, weights)
+    facts = Facts(spec, (config.hidden_size,), patch, mean, std, f"{title}: see its page on the Hugging Face Hub")
+    return Foreign(network, _hf_reader(patch, norm, title), facts, keep)
+
+
+_HF_NOISE = ("transformers_version", "architectures", "dtype", "torch_dtype")
+_NOT_READ = ("pooler.",)
+"""parts of a network that no map depends on: files may lack them"""
+
+
+def _hf_network(config: Any, source: str, weights: str, title: str) -> nn.Module:
+    """The network of a configuration; weights from a file, or from ``source``, a folder or a name of the Hub."""
+    from transformers import AutoModel
+
+    if weights == RANDOM:
+        network: nn.Module = AutoModel.from_config(config)
+        return network
+    file = None if weights == PRETRAINED else _existing(weights)
+
+    def fetch() -> Any:
+        if file is None or file.is_dir():
+            return AutoModel.from_pretrained(source, config=config, output_loading_info=True)
+        with torch.device("meta"):
+            kind: Any = type(AutoModel.from_config(config))
+        return kind.from_pretrained(None, config=config, state_dict=_tensors(file), output_loading_info=True)
+
+    network, told = _fetched(f"hf:{title}", fetch) if file is None else _of_file(f"hf:{title}", file, fetch)
+    missing = sorted(key for key in told["missing_keys"] if not key.startswith(_NOT_READ))
+    if missing:
+        raise ValueError(f"hf:{title}: {len(missing)} entries are missing in its weights, for example {missing[0]}")
+    return network
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    if file.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(file)
+    found: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+    return found
+
+
+def _hf_statistics(source: str, weights: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and deviation that its pictures are normalised with, of its ``preprocessor_config.json``."""
+    from transformers.utils import cached_file
+
+    if not source:  # made from a configuration alone
+        return IMAGENET_MEAN, IMAGENET_STD
+    try:
+        content = json.loads(Path(cached_file(source, "preprocessor_config.json") or "").read_text(encoding="utf-8"))
+        mean, std = tuple(content["image_mean"]), tuple(content["image_std"])
+    except (OSError, KeyError):
+        if weights != RANDOM:
+            warnings.warn(
+                f"hf:{source} does not say how pictures are normalised: ImageNet's way is taken", stacklevel=2
+            )
+        return IMAGENET_MEAN, IMAGENET_STD
+    return mean, std
+
+
+def _hf_reader(patch: int, norm: bool, title: str) -> Callable[[nn.Module, Tensor, int], list[Tensor]]:
+    def read(network: nn.Module, images: Tensor, count: int) -> list[Tensor]:
+        takes_any_size = "interpolate_pos_encoding" in inspect.signature(network.forward).parameters
+        extra = {"interpolate_pos_encoding": True} if takes_any_size else {}
+        states = network(images, output_hidden_states=True, **extra).hidden_states
+        final = getattr(network, "layernorm", None) or getattr(network, "norm", None)
+        h, w = images.shape[2] // patch, images.shape[3] // patch
+        maps = []
+        for tokens in last(list(states[1:]), count, title):
+            tokens = final(tokens) if norm and final is not None else tokens
+            maps.append(tokens[:, tokens.shape[1] - h * w :].transpose(1, 2).unflatten(2, (h, w)))
+        return maps
+
+    return read
+
+
+def _module(name: str, *_: Any) -> Foreign:
+    raise ValueError(
+        f"this model was built around a module from Python ({name}), which a file cannot hold: hand it in again, "
+        "edgecrafter.load(file, backbone=module)"
+    )
+
+
+_BUILDERS: dict[str, Callable[[str, int, bool, str], Foreign]] = {
+    "timm": _timm,
+    "hf": _transformers,
+    "module": _module,
+}
+
+
+def _existing(weights: str) -> Path:
+    path = Path(weights).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"backbone_weights={weights}: no such file; expected pretrained, none or a file")
+    return path
+
+
+def _fetched(name: str, fetch: Callable[[], Any]) -> Any:
+    """What ``fetch`` returns; whatever goes wrong becomes one error with the remedies."""
+    try:
+        return fetch()
+    except Exception as error:
+        raise ValueError(
+            f"{name}: its weights cannot be had ({_reason(error)}). DINOv3 is gated: accept its licence on the Hugging "
+            "Face Hub and log in, or take dinov2-s or dinov2-b, which are free (Apache-2.0). Without a network: copy "
+            "the file here and give it as backbone_weights=FILE. backbone_weights=none starts from random weights"
+        ) from error
+
+
+def _of_file(name: str, file: Path, read: Callable[[], Any]) -> Any:
+    """What ``read`` returns, of a file that somebody gave."""
+    try:
+        return read()
+    except Exception as error:
+        raise ValueError(f"{file} does not hold the weights of {name} ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:300] or type(error).__name__
