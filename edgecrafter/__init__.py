@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgecrafter.catalogue import models
-    from edgecrafter.model import Model, convert, distill, info, load, predict, teach, train, val
+    from edgecrafter.model import Model, convert, distill, info, load, pipeline, predict, teach, train, val
     from edgecrafter.quickstart import quickstart
     from edgecrafter.results import Result
     from edgecrafter.train.config import TrainConfig
@@ -38,6 +38,7 @@ _HOMES = {
     "info": "edgecrafter.model",
     "load": "edgecrafter.model",
     "models": "edgecrafter.catalogue",
+    "pipeline": "edgecrafter.model",
     "predict": "edgecrafter.model",
     "quickstart": "edgecrafter.quickstart",
     "teach": "edgecrafter.model",
@@ -56,6 +57,7 @@ __all__ = [
     "info",
     "load",
     "models",
+    "pipeline",
     "predict",
     "quickstart",
     "teach",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,25 @@ def plot(run: str | Path, target: str | Path) -> Path | None:
     _precision(trade, run / "val" / "curves.csv", kind)
     figure.savefig(target, dpi=110)
     return target
+
+
+def compare(runs: Mapping[str, Path], target: str | Path) -> Path | None:
+    """Draw AP and AP50 over the epochs of several runs (title -> folder) into the PNG ``target``; None when matplotlib
+    is not installed."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, name in zip(figure.subplots(1, 2), ("AP", "AP50"), strict=True):
+        for title, run in runs.items():
+            axes.plot(*_line(_rows(run / "results.csv"), f"val/{name}"), "o-", markersize=3, label=title)
+        axes.set_ylim(bottom=0)
+        _finish(axes, f"validation: {name}", "epoch")
+    figure.savefig(target, dpi=110)
+    return Path(target)
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -20,11 +20,13 @@ from edgecrafter.models.detector import Detector
 from edgecrafter.models.fuse import fuse
 from edgecrafter.predict import Predictor, Source
 from edgecrafter.results import Result
+from edgecrafter.start import untrained
 from edgecrafter.summary import Summary, summarise
 from edgecrafter.tasks import TASKS
 from edgecrafter.train.config import TrainConfig, input_size
 
 if TYPE_CHECKING:
+    from edgecrafter.pipeline.report import Report
     from edgecrafter.train.distil import Distilled
     from edgecrafter.train.run import Trained
 
@@ -216,6 +218,18 @@ def distill(**options: Any) -> Distilled:
     return distil.distill(config, module)
 
 
+def pipeline(**options: Any) -> Report | None:
+    """All stages in one go, with and without distillation; the options are the fields of ``PipelineConfig``.
+
+    ``pipeline(model="ecdet-s", data="dataset", distill=["optimizer=adamw"])``; ``dry=True`` only says how long it would
+    take. Raises ValueError for an unknown option or a wrong value.
+    """
+    from edgecrafter.pipeline import run
+    from edgecrafter.pipeline.config import PipelineConfig
+
+    return run.pipeline(PipelineConfig.from_dict(options))
+
+
 def _without_module(options: dict[str, Any], name: str) -> tuple[dict[str, Any], nn.Module | None]:
     """``options`` without the one of this name if it is a module, and that module."""
     module = options.get(name)
@@ -228,6 +242,8 @@ def info(model: str | Path | Model, imgsz: Side = None) -> Summary:
     """Parameters and FLOPs of a model. A registry name needs no weights: the network is built from its size."""
     if isinstance(model, Model):
         return model.summary(imgsz)
+    if str(model).lower() in registry.TEACHERS:
+        return Model(*untrained(str(model).lower())).summary(imgsz)
     if hub.proper(str(model)) in hub.names():
         network, found = hub.create(str(model))
         row = registry.find(found.name)

@@ -367,5 +367,7 @@ def test_a_list_may_hold_options_of_something_else() -> None:
 
     found = parsing.parse(AblateConfig, ["--train", "epochs=20,lr=3e-3", "--distill", "images=[a,b]", "--seeds", "3,4"])
     assert (found.train, found.distill, found.seeds) == (["epochs=20", "lr=3e-3"], ["images=[a,b]"], [3, 4])
+    found = parsing.parse(AblateConfig, ["--train", "model=ecdet-n", "--model", "ecdet-s"])  # a name that both know
+    assert (found.train, found.model) == (["model=ecdet-n"], "ecdet-s")
     with pytest.raises(parsing.UsageError, match="--train needs a value"):
-        parsing.parse(AblateConfig, ["--train", "folder=x"])  # an option of its own
+        parsing.parse(AblateConfig, ["--train", "--model", "ecdet-s"])

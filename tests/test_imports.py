@@ -25,7 +25,7 @@ FLOORS = (
     ("vits",),
     ("start", "evaluate", "teachers"),
     ("predict", "train", "summary", "catalogue", "curves"),
-    ("advise",),
+    ("advise", "pipeline"),
     ("model",),
     ("quickstart", "ablate"),
     ("cli",),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         ValOptions,
     )
     from edgecrafter.model import Model
+    from edgecrafter.pipeline.config import PipelineConfig
     from edgecrafter.train.config import TrainConfig
     from edgecrafter.train.distill_config import DistillConfig
     from edgecrafter.train.teach import TeachConfig
@@ -46,6 +47,13 @@ def distill(options: DistillConfig) -> None:
     from edgecrafter.train import distil
 
     distil.distill(options)
+
+
+def pipeline(options: PipelineConfig) -> None:
+    """Run all stages and print the report."""
+    from edgecrafter.pipeline.run import pipeline
+
+    pipeline(options)
 
 
 def ablate(options: AblateConfig) -> None:

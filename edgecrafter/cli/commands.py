@@ -21,6 +21,7 @@ from edgecrafter.cli.options import (
 
 if TYPE_CHECKING:
     from edgecrafter.ablate import AblateConfig
+    from edgecrafter.pipeline.config import PipelineConfig
     from edgecrafter.train.config import TrainConfig
     from edgecrafter.train.distill_config import DistillConfig
     from edgecrafter.train.teach import TeachConfig
@@ -59,6 +60,12 @@ def _ablate_options() -> type[AblateConfig]:
     from edgecrafter.ablate import AblateConfig
 
     return AblateConfig
+
+
+def _pipeline_options() -> type[PipelineConfig]:
+    from edgecrafter.pipeline.config import PipelineConfig
+
+    return PipelineConfig
 
 
 def _distill_options() -> type[DistillConfig]:
@@ -113,6 +120,20 @@ edgecrafter distill ecvit-t --images photos --advise runs/teach/teach,dinov2-s,d
 edgecrafter distill --resume                            # go on with the newest of runs/distill
 torchrun --nproc-per-node 2 -m edgecrafter distill ecvit-t runs/teach/teach photos        # two GPUs
 edgecrafter train ecdet-s dataset --backbone runs/distill/distill            # stage 3""",
+    ),
+    "pipeline": Command(
+        "all stages in one go, with and without distillation, and a report",
+        actions.pipeline,
+        _pipeline_options,
+        ("model", "data"),
+        """\
+edgecrafter pipeline ecdet-s dataset                    # teacher, distillation, detector with and without it
+edgecrafter pipeline ecdet-s dataset --dry              # only say what would be done and how long it takes
+edgecrafter pipeline ecdet-p dataset --epochs 40 --imgsz 320 --teach epochs=40 --distill epochs=30
+edgecrafter pipeline ecdet-s dataset --teacher dinov2-s --images photos          # free backbone, more pictures
+edgecrafter pipeline ecdet-s dataset --teacher runs/teach/teach --tasks segment  # a finished teacher; masks too
+edgecrafter pipeline ecdet-s dataset --distill optimizer=adamw,teacher_blocks=3,registers=2 --train lr=1e-3
+edgecrafter pipeline --resume                           # go on with the newest of runs/pipeline""",
     ),
     "ablate": Command(
         "compare options of distillation and training over several seeds",

@@ -172,7 +172,7 @@ def _take(name: str, types: dict[str, str], queue: list[str]) -> str:
     following, kind = queue[0] if queue else "--", types[name]
     named = re.match(r"([A-Za-z_]\w*)=", following)
     # a list may hold options of something else: --train epochs=20
-    option = following.startswith("--") or bool(named and not (kind == "list[str]" and named[1] not in types))
+    option = following.startswith("--") or bool(named and kind != "list[str]")
     if kind == "bool" and following.lower() not in TRUE + FALSE:
         return "true"
     if option and kind.startswith("bool"):

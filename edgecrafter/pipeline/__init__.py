@@ -1,0 +1,1 @@
+"""All stages of EdgeCrafter in one go, with and without distillation."""
