@@ -96,6 +96,7 @@ def _fresh(config: DistillConfig, module: nn.Module | None) -> Begin:
     )
     if distributed.rank() == 0:
         clear(begin.folder)
+        (begin.folder / UNREADABLE).unlink(missing_ok=True)
         content = {"options": config.to_dict(), "plan": begin.plan.to_dict(), "teacher": begin.teacher.name}
         (begin.folder / "args.yaml").write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
     return begin
@@ -111,15 +112,7 @@ def prepared(config: DistillConfig, module: nn.Module | None = None) -> Begin:
         alignment, teacher, said = _networks(config, row, module)
     plan = resolve(config, vit, len(train), distributed.world())
     distributed.say("\n".join([*lines, *said, report(plan, config.optimizer)]))
-    folder = distributed.broadcast(
-        new_folder(config.project, config.name, config.exist_ok) if distributed.rank() == 0 else Path()
-    )
-    if distributed.rank() == 0:
-        clear(folder)
-        (folder / UNREADABLE).unlink(missing_ok=True)
-        content = {"options": config.to_dict(), "plan": plan.to_dict(), "teacher": teacher.name}
-        (folder / "args.yaml").write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
-    return Begin(alignment, teacher, row, train, kept_out, plan, folder, config, None, unreadable)
+    return Begin(alignment, teacher, row, train, kept_out, plan, Path(), config, None, unreadable)
 
 
 def _continued(asked: DistillConfig, module: nn.Module | None) -> Begin:
