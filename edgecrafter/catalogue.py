@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from edgecrafter import hub, registry
+from edgecrafter.models import libraries
 from edgecrafter.models.sizes import VITS
+from edgecrafter.start import untrained
 
 OURS = "a size of our own: no weights are published, train it on your data"
 
@@ -38,12 +42,15 @@ class Entry:
 
 
 def models() -> list[Entry]:
-    """All models by name, smallest first, then the backbones."""
-    backbones = [row.name for row in registry.REGISTRY if row.task == "backbone"]
-    return [_entry(name) for name in [*hub.names(), *backbones]]
+    """All models by name, smallest first; then our vision transformers, the teachers, and other libraries' backbones.
+
+    Teachers have no weights to fetch: they are made, and what is said is of the backbone that they are made of.
+    """
+    ours = [_entry(name) for name in [*hub.names(), *("ecvit-" + vit for vit in VITS)]]
+    return [*ours, *(_teacher(name) for name in registry.TEACHERS), *(_source(name) for name in registry.BACKBONES)]
 
 
-def table(entries: list[Entry]) -> str:
+def table(entries: Sequence[Entry]) -> str:
     """The entries as text; licences are printed once, below."""
     licences = list(dict.fromkeys(entry.licence for entry in entries))
     width = max(len(entry.name) for entry in entries)
@@ -59,26 +66,47 @@ def table(entries: list[Entry]) -> str:
     lines += [
         "",
         "AP is the paper's (COCO val2017; of boxes, masks or keypoints, by the task), not measured here.",
-        "Weights are fetched from their authors:",
+        "Weights are fetched from their authors (timm: by that library):",
     ]
     lines += [f"  {entry.name:<{width}}  {entry.url}" for entry in entries if entry.url]
-    return "\n".join(lines)
+    lines += [
+        "",
+        "Teachers are made with edgecrafter teach, and distilled with edgecrafter distill; the paper's pairs:",
+    ]
+    for name, (detector, backbone) in registry.TEACHERS.items():
+        students = ", ".join(f"ecvit-{vit}" for vit, teacher in registry.PAIRS.items() if teacher == name)
+        lines.append(f"  {name:<{width}}  {backbone} in {detector}, for {students}")
+    return "\n".join([*lines, "Any other backbone is named timm:NAME or hf:OWNER/NAME."])
 
 
 def _entry(name: str) -> Entry:
     row = registry.find(name)
-    task = hub.parse(name)[0].name if row is None else row.task
-    parameters = _parameters(name)
+    vit = VITS.get(name.removeprefix("ecvit-"))
+    task = "backbone" if vit else hub.parse(name)[0].name
+    with torch.device("meta"):
+        network: nn.Module = hub.create(f"ecdet-{vit}" if vit else name)[0]
+    parameters = _count(network.get_submodule("backbone.vit") if vit else network)
     if row is None:
         return Entry(name, task, parameters, None, OURS, "yes", "", "")
     digest = row.sha256 or "unknown"
     return Entry(name, task, parameters, row.ap, row.licence, row.commercial_use, row.url, digest)
 
 
-def _parameters(name: str) -> int:
-    """Counted on a network without memory."""
-    vit = VITS.get(name.removeprefix("ecvit-"))
+def _teacher(name: str) -> Entry:
     with torch.device("meta"):
-        network, _ = hub.create(f"ecdet-{vit}" if vit else name)
-    part = network.get_submodule("backbone.vit") if vit else network
-    return sum(parameter.numel() for parameter in part.parameters())
+        network, info = untrained(name)
+    use = registry.BACKBONES[registry.TEACHERS[name][1]].commercial_use
+    return Entry(name, "teacher", _count(network), None, info.licence, use, "", "")
+
+
+def _source(name: str) -> Entry:
+    source = registry.BACKBONES[name]
+    with torch.device("meta"):
+        network = libraries.build(source.spec)
+    found = source.licence, source.commercial_use, source.spec
+    return Entry(name, "backbone", _count(network), None, *found, "unknown")
+
+
+def _count(network: nn.Module) -> int:
+    """Of a network without memory."""
+    return sum(parameter.numel() for parameter in network.parameters())

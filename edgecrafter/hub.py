@@ -235,8 +235,12 @@ def recognise(state: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor
 def write_released(weights: Mapping[str, Tensor], info: ModelInfo, path: str | Path) -> Path:
     """Writes a ``.pth`` in the released layout (``model`` and ``ema.module``, official keys).
 
-    ``info`` goes along as text under a key of its own, so that ``read`` gives back classes and options, too.
+    ``info`` goes along as text under a key of its own, so that ``read`` gives back classes and options, too. Raises
+    ``ValueError`` for a model around another library's backbone.
     """
+    if info.size.backbone:
+        name = foreign.title(info.size.backbone)
+        raise ValueError(f"{info.name} around {name} has no released layout (.pth): keep it as .safetensors")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     state = official.to_official(weights)
@@ -298,14 +302,6 @@ def _blank(name: str, shapes: Mapping[str, tuple[int, ...]]) -> ModelInfo:
         labels = replace(labels, skeleton=Skeleton(tuple(f"keypoint {i}" for i in range(points))))
     row = task.size(SIZES[size]).changed(**task.released)
     return ModelInfo(name, task.name, row, labels, licence=registry.EDGECRAFTER_LICENCE)
-
-
-def title(row: Size) -> str:
-    """The backbone of a size in a few words; empty for our ViT."""
-    kind, _, name = row.backbone.partition(":")
-    if name.startswith("{"):
-        name = json.loads(name).get("_name_or_path") or json.loads(name)["model_type"]
-    return f"{kind}:{name}" if kind else ""
 
 
 def _tuples(value: Any) -> Any:

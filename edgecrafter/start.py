@@ -84,10 +84,9 @@ def start(
     lines, other_vit = [], None
     if backbone is not None and vit is None:
         other_vit, info = _foreign(backbone, info, backbone_weights)
-        lines += [
-            f"{info.name} around {other_vit.facts.spec}, weights: {_weights_of(backbone, backbone_weights)}",
-            f"  licence of the backbone: {other_vit.facts.licence}",
-        ]
+        title, own = foreign.title(other_vit.facts.spec), isinstance(backbone, nn.Module)
+        lines.append(f"{info.name} around {title}, weights: {'its own' if own else backbone_weights}")
+        lines.append(f"  licence of the backbone: {other_vit.facts.licence}")
     network = build(info, other_vit)
     new = list(network.state_dict())
     if source is None and other_vit is None:
@@ -136,10 +135,6 @@ def _shape(row: Size) -> dict[str, Any]:
     return {name: getattr(row, name) for name in names}
 
 
-def _weights_of(backbone: str | Path | nn.Module, weights: str) -> str:
-    return "its own" if isinstance(backbone, nn.Module) else weights
-
-
 _WEIGHTY = (official.VIT + "blocks.", official.VIT + "network.")
 """most of a ViT, ours or of others"""
 
@@ -178,10 +173,22 @@ def around(vit: Foreign, info: ModelInfo) -> ModelInfo:
     for name in vits.OPTIONS:
         if getattr(row, name) != getattr(Size, name):
             value, plain = getattr(row, name), getattr(Size, name)
-            raise ValueError(f"{name}={value} is of our vision transformers, not of {facts.spec}: leave {name}={plain}")
+            other = foreign.title(facts.spec)
+            raise ValueError(f"{name}={value} is of our vision transformers, not of {other}: leave {name}={plain}")
     row = row.changed(backbone=facts.spec, vit=facts.widths[-1], project="all")
     spec = replace(info.input, mean=facts.mean, std=facts.std)
     return replace(info, size=row, input=spec, licence=f"{info.licence}; its backbone: {facts.licence}")
+
+
+def untrained(teacher: str) -> tuple[Detector, ModelInfo]:
+    """A teacher of the paper (``registry.TEACHERS``) with random weights, for the classes of COCO."""
+    detector, backbone = registry.TEACHERS[teacher]
+    source = registry.BACKBONES[backbone]
+    info = described(detector)
+    vit = libraries.build(source.spec, info.size.fused, info.size.norm)
+    licence = f"to be made by you, from {backbone}: {source.licence}"
+    info = replace(around(vit, info), name=teacher, licence=licence)
+    return build(info, vit), info
 
 
 def transfer(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from edgecrafter.metrics import speed
+from edgecrafter.models import foreign
 from edgecrafter.models.fuse import fuse
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ PARTS = {
     "decoder": "decoder",
 }
 """name in the table -> submodule"""
+AROUND = {"backbone": "backbone.vit", **{name: path for name, path in PARTS.items() if "vit." not in path}}
+"""the same of a model around another library's backbone"""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,8 @@ class Summary:
     """all matrix products, convolutions and attention"""
     paper_gflops: float
     """the paper's way: without the products inside fused attention"""
+    backbone: str = ""
+    """another library's backbone, such as ``timm:NAME``; empty: our vision transformer"""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -109,6 +114,7 @@ class Summary:
         whole = self.parameters / 1e6
         lines = [
             f"{self.name}: {self.task}, {self.classes} classes, input {height} x {width}",
+            *([f"backbone: {self.backbone}"] if self.backbone else []),
             f"weights: {self.licence}",
             *(f"  {name:<12}{count:>8.2f} M {100 * count / whole:>4.0f} %" for name, count in millions.items()),
             f"parameters    {whole:>8.2f} M in training",
@@ -124,17 +130,19 @@ def summarise(network: Detector, info: ModelInfo, size: tuple[int, int] | None =
     size = size or info.input.size
     fused = fuse(network)
     every, paper = speed.flops(fused, size)
+    parts = AROUND if info.size.backbone else PARTS
     return Summary(
         name=info.name,
         task=info.task,
         licence=info.licence,
         classes=len(info.labels),
         size=size,
-        parts={name: _count(network.get_submodule(path)) for name, path in PARTS.items()},
+        parts={name: _count(network.get_submodule(path)) for name, path in parts.items()},
         parameters=speed.parameters(network),
         deploy_parameters=speed.parameters(fused),
         gflops=every / 1e9,
         paper_gflops=paper / 1e9,
+        backbone=foreign.title(info.size.backbone) if info.size.backbone else "",
     )
 
 

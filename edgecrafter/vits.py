@@ -14,7 +14,7 @@ from edgecrafter import hub, registry
 from edgecrafter.download import download
 from edgecrafter.files import written_beside
 from edgecrafter.hub import ModelInfo, open_file, resolve
-from edgecrafter.models import official
+from edgecrafter.models import foreign, official
 from edgecrafter.models.detector import ecvit
 from edgecrafter.models.sizes import SIZES, VITS, Size
 
@@ -57,10 +57,12 @@ def find(backbone: str | Path) -> Path | None:
 def read(path: Path) -> dict[str, Tensor]:
     """A ViT alone under our names: of a file that has nothing else, with released keys, or of a detector's."""
     state, info = open_file(path)
+    if info is None and not any(name.startswith("blocks.") for name in state):  # a released detector
+        state, info = hub.recognise(state, path)
     if info is not None and info.size.backbone:
         raise ValueError(
-            f"{path} is a model around {info.size.backbone[:60]}, there is no ViT of ours in it. It can be a teacher: "
-            f"edgecrafter distill --teacher {path}"
+            f"{path} is a model around {foreign.title(info.size.backbone)}, there is no ViT of ours in it. It can be a "
+            f"teacher: edgecrafter distill --teacher {path}"
         )
     if info is not None:
         ours = {k: v for k, v in state.items() if k.startswith(official.VIT)}

@@ -6,6 +6,7 @@ is what model files hold, so that they open without a network) or ``module:NAME`
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,15 @@ class Facts:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     licence: str = ""
+
+
+def title(spec: str) -> str:
+    """A backbone in a few words: without the configuration that a model file holds of one of Hugging Face's."""
+    kind, _, name = spec.partition(":")
+    if name.startswith("{"):
+        config = json.loads(name)
+        name = config.get("_name_or_path") or config["model_type"]
+    return f"{kind}:{name}"
 
 
 class Foreign(nn.Module):
@@ -149,13 +159,15 @@ def check(foreign: Foreign, least: int = 1) -> None:
             maps = foreign.eval()(_gray(foreign))
     except (AssertionError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{facts.spec} does not take pictures of every size ({reason}); choose another one") from None
+        raise ValueError(
+            f"{title(facts.spec)} does not take pictures of every size ({reason}); choose another one"
+        ) from None
     foreign.train(training)
     widths = [x.shape[1] for x in maps]
     if foreign.plain and len(maps) < least:
-        raise ValueError(f"{facts.spec}: gives {len(maps)} map(s), {least} are to be joined; use fusion=mean")
+        raise ValueError(f"{title(facts.spec)}: gives {len(maps)} map(s), {least} are to be joined; use fusion=mean")
     if set(widths) != set(facts.widths):
-        raise ValueError(f"{facts.spec}: gives maps of {widths} channels instead of {list(facts.widths)}")
+        raise ValueError(f"{title(facts.spec)}: gives maps of {widths} channels instead of {list(facts.widths)}")
 
 
 def _gray(foreign: Foreign) -> Tensor:
