@@ -58,14 +58,14 @@ def _of_foreign(network: Foreign, name: str, blocks: int) -> Teacher:
 def _own(given: str | Path, blocks: int, norm: bool, weights: str) -> Teacher:
     """A model or a ViT of ours: a file, the folder of a run, or a name."""
     random = weights == foreign.RANDOM
-    name, path = str(given), hub.resolve(given)
+    name, path = str(given), Path(given).expanduser() / "weights" / vits.BACKBONE
+    path = path if path.is_file() else hub.resolve(given)
     if random and not path.is_file() and hub.proper(name) in hub.names():
         info = hub.described(name)
         return Teacher(hub.build(info).get_submodule("backbone.vit"), info.input, f"{name}, random", "", blocks)
     if not path.is_file():
-        backbone = path / "weights" / vits.BACKBONE
         row = registry.find(name.lower())
-        path = backbone if backbone.is_file() else download(row) if row else hub.locate(given)
+        path = download(row) if row else hub.locate(given)
     state, info_or_none = hub.open_file(path)
     if info_or_none is None and not _is_vit(state):
         state, info_or_none = hub.recognise(state, path)

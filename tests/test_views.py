@@ -87,7 +87,7 @@ def crops(size: tuple[int, int], canvas: tuple[int, int], strength: Strength, co
 
 
 def test_crops() -> None:
-    """Inside the picture, of 14 to 100 % of its area, of an aspect of 3:4 to 4:3 of the view's, half of them mirrored."""
+    """Inside the picture, of 14 to 100 % of its area, of 3:4 to 4:3 of the view's aspect, half of them mirrored."""
     height, width, canvas = 300, 400, (64, 96)
     areas, ratios, mirrored = [], [], 0
     for placement in crops((height, width), canvas, Strength()):
@@ -134,8 +134,8 @@ def test_a_picture_is_decoded_once_and_as_small_as_the_view_allows(
             rng = np.random.default_rng(number)
             placement = crop((800, 1200), (64, 64), strength, np.random.default_rng(number))
             views._paint(path, rng, canvas)
-            (_, (height, width)) = seen.decoded[-1]
-            left, top, right, bottom = placement.view
+            height = seen.decoded[-1][1][0]
+            left, _, right, _ = placement.view
             shrunk = 800 / height
             # at least one decoded pixel for each of the view, and half of them would be too few, or 1/8 is the least
             assert (right - left) / shrunk >= 63.9 or shrunk == 1
