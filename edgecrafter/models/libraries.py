@@ -71,10 +71,14 @@ def _timm_network(name: str, options: dict[str, Any], weights: str) -> Any:
     if weights == PRETRAINED:
         return _fetched(f"timm:{name}", lambda: create(pretrained=True))
     file = _existing(weights)
-    overlay = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
-    if "features_only" in options:  # reads what fits and nothing is said of the rest: looked at strictly first
-        _of_file(f"timm:{name}", file, lambda: timm.create_model(name, num_classes=0, **overlay))
-    return _of_file(f"timm:{name}", file, lambda: create(**overlay))
+
+    def read() -> Any:
+        overlay = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": _tensors(file)}}
+        if "features_only" in options:  # takes what fits and says nothing of the rest: looked at strictly first
+            timm.create_model(name, num_classes=0, **overlay)
+        return create(**overlay)
+
+    return _of_file(f"timm:{name}", file, read)
 
 
 def _tolerant(create: Callable[..., Any], name: str, **options: Any) -> Any:
@@ -115,10 +119,11 @@ def _transformers(name: str, keep: int, norm: bool, weights: str) -> Foreign:
     source = str(folder) if folder is not None and folder.is_dir() else name
     if name.startswith("{"):
         config = AutoConfig.for_model(**json.loads(name))
-        source = config._name_or_path
+        title = config._name_or_path
+        source = source if source != name else title if weights == PRETRAINED else ""
     else:
         config = _fetched(f"hf:{name}", lambda: AutoConfig.from_pretrained(source))
-    title = config._name_or_path if name.startswith("{") else name
+        title = name
     if not hasattr(config, "patch_size") or not isinstance(getattr(config, "hidden_size", None), int):
         raise ValueError(f"hf:{title}: only plain ViTs are read from transformers; timm has the hierarchical ones")
     network = _hf_network(config, source, weights, title)
@@ -164,8 +169,12 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
         return load_file(file)
-    found: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
-    return found
+    try:
+        found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception:
+        raise ValueError("no checkpoint of plain tensors; anything else is refused because it could run code") from None
+    inside = next((found[key] for key in ("state_dict", "model") if isinstance(found.get(key), dict)), found)
+    return inside
 
 
 def _hf_statistics(source: str, weights: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
