@@ -4,39 +4,27 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from PIL import Image
-
 from edgecrafter import curves
-from edgecrafter.data import check, formats, images, rasters, scenes
-from edgecrafter.data.annotations import Annotations, Masks
+from edgecrafter.beside import side_by_side
+from edgecrafter.data import check, formats, scenes
 from edgecrafter.data.shapes import POSED, SHAPES, Maker
-from edgecrafter.draw import draw
 from edgecrafter.evaluate import Scores
-from edgecrafter.geometry import runs
-from edgecrafter.geometry.runs import Runs
-from edgecrafter.model import Model, load, train
-from edgecrafter.predict import distinct
+from edgecrafter.model import load, pipeline, train
 from edgecrafter.tasks import TASKS
-from edgecrafter.types import Detections
 
-TRAINING, DETECTOR = "training", "detector"
-"""names of the folders of the run, and of the one before it"""
-PICTURES = 6
-"""validation pictures that are drawn"""
+TRAINING, DETECTOR, STAGES = "training", "detector", "stages"
+"""names of the folders of the run, of the one before it, and of the stages of the detector"""
 OWN_SIDE = 256
 """input size in pixels for data that are not generated"""
-SIZE = "p"
-"""of the model"""
-GAP = 6
-"""pixels between the truth and the prediction"""
+SIZE, TEACHER = "p", "ecdet-p"
+"""of the model, and who teaches it"""
+VIEW = 128
+"""side of the pictures of the distillation, at most"""
 
 
 @dataclass(frozen=True)
@@ -57,6 +45,10 @@ class Course:
     """at batch 16; above the recipe's, since the run is short"""
     finds: str
     """what the model finds, in words"""
+    teacher: int = 0
+    """training pictures that a teacher sees in a first stage; 0: there are no stages"""
+    views: int = 0
+    """views of them from which the detector's vision transformer then learns what the teacher sees"""
     detector: int = 0
     """training pictures that a detector sees first, from which the model then starts; 0: it starts from nothing"""
     pictures: int = 480
@@ -66,7 +58,18 @@ class Course:
 
 
 COURSES = {
-    "detect": Course(SHAPES, scenes.CROWDED, seen=4320, rate=25, queries=50, lr=3e-3, finds="boxes"),
+    "detect": Course(
+        SHAPES,
+        scenes.CROWDED,
+        seen=2400,
+        rate=36,
+        queries=50,
+        lr=3e-3,
+        finds="boxes",
+        teacher=2400,
+        views=4800,
+        side=128,
+    ),
     "segment": Course(SHAPES, scenes.CALM, seen=3360, rate=22, queries=50, lr=1.5e-3, finds="masks", detector=1920),
     "pose": Course(POSED, scenes.CALM, seen=4800, rate=20, queries=30, lr=1.5e-3, finds="keypoints", detector=1920),
 }
@@ -107,10 +110,11 @@ def quickstart(
     Args:
         data: a data set in a known layout; empty: scenes are generated.
         folder: where everything goes; files of an earlier quickstart are replaced.
-        epochs: passes over the training pictures; None: as many as take three to five minutes on two cores, five at
-            least unless the data are many, and one however many they are. For masks and keypoints a detector is
+        epochs: passes over the training pictures in every stage; None: as many as take about five minutes on two
+            cores, five at least unless the data are many, and one however many they are. For boxes these are the three
+            stages of EdgeCrafter and a training without them to compare. For masks and keypoints a detector is
             trained before, for about half as long; the model starts from it.
-        imgsz: input size in pixels, a multiple of 32; None: 160 for the scenes, 256 for ``data``.
+        imgsz: input size in pixels, a multiple of 32; None: 128 or 160 for the scenes, 256 for ``data``.
         seed: of scenes and training.
         device: empty: a GPU if there is one.
         task: ``detect``, ``segment`` (masks) or ``pose`` (keypoints); the model is ``ecdet-p``, ``ecinsseg-p`` or
@@ -125,30 +129,56 @@ def quickstart(
     course, folder, truth = COURSES[task], Path(folder), TASKS[task].truth
     source = Path(data) if data else _scenes(folder, seed, course)
     known = formats.load(source, "train", truth=truth)
-    before = max(1, epochs // 2) if epochs else _epochs(len(known), course.detector, least=1)
-    epochs = epochs or _epochs(len(known), course.seen)
     options = _options(source, imgsz or (OWN_SIDE if data else course.side), None if data else course.queries)
     options |= {"augment": "light" if data else "none", "seed": seed, "device": device, "project": str(folder)}
-    weights = _detector(len(known), before, options) if course.detector else "auto"
-    print(_forecast(f"to find {course.finds}", len(known), epochs, options["imgsz"], folder / TRAINING, course))
-    trained = train(
+    run = (_staged if course.teacher else _trained)(task, len(known), epochs, options)
+    model = folder / "model.safetensors"
+    shutil.copyfile(run / "weights" / "best.safetensors", model)
+    plot = curves.plot(run, folder / "curves.png")
+    unseen = check.usable(formats.load(source, "val", known.labels, truth=truth))
+    loaded = load(model, device)
+    pictures = side_by_side(loaded, unseen, folder / "pictures")
+    outcome = Outcome(folder, model, loaded.val(source, progress=False), pictures, plot)
+    print(_report(outcome, run, source, bool(data), time.perf_counter() - start, task))
+    return outcome
+
+
+def _trained(task: str, count: int, epochs: int | None, options: dict[str, Any]) -> Path:
+    """Train on ``count`` pictures, from a short detector; the folder of the run."""
+    course, run = COURSES[task], Path(options["project"]) / TRAINING
+    before = max(1, epochs // 2) if epochs else _epochs(count, course.detector, least=1)
+    epochs = epochs or _epochs(count, course.seen)
+    weights = _detector(count, before, options)
+    print(_forecast(f"to find {course.finds}", count, epochs, options["imgsz"], run, course))
+    rate = {"lr": course.lr, "backbone_lr": course.lr, "val_every": max(1, epochs // 10)}
+    train(model=f"{TASKS[task].prefix}-{SIZE}", weights=weights, epochs=epochs, name=TRAINING, **rate, **options)
+    return run
+
+
+def _staged(task: str, count: int, epochs: int | None, options: dict[str, Any]) -> Path:
+    """The three stages in miniature, and the detector without them; the folder of the better detector."""
+    course = COURSES[task]
+    plain = {name: options.pop(name) for name in ("batch", "queries", "augment")}
+    rates = [f"{name}={value}" for name, value in plain.items() if value is not None]
+    rates += [f"lr={course.lr}", f"backbone_lr={course.lr}"]
+    first, views, seen = (epochs or _epochs(count, each) for each in (course.teacher, course.views, course.seen))
+    print(
+        f"the three stages of EdgeCrafter in miniature, to find {course.finds} on {count} pictures\n"
+        "no pretrained weights are used: the teacher is trained here, on the same pictures (a real one saw millions)"
+    )
+    report = pipeline(
         model=f"{TASKS[task].prefix}-{SIZE}",
-        weights=weights,
-        epochs=epochs,
-        lr=course.lr,
-        backbone_lr=course.lr,
-        val_every=max(1, epochs // 10),
-        name=TRAINING,
+        teacher=TEACHER,
+        epochs=seen,
+        teach=[*rates, f"epochs={first}", f"val_every={first}"],
+        distill=[f"epochs={views}", "batch=16", f"imgsz={min(VIEW, options['imgsz'])}"],
+        train=[*rates, f"val_every={max(1, seen // 10)}"],
+        weights="none",
+        name=STAGES,
         **options,
     )
-    model = folder / "model.safetensors"
-    shutil.copyfile(trained.best, model)
-    plot = curves.plot(trained.folder, folder / "curves.png")
-    unseen = check.usable(formats.load(source, "val", known.labels, truth=truth))
-    pictures = side_by_side(load(model, device), unseen, folder / "pictures")
-    outcome = Outcome(folder, model, trained.scores, pictures, plot)
-    print(_report(outcome, trained.folder, source, bool(data), time.perf_counter() - start, task))
-    return outcome
+    assert report is not None
+    return report.better
 
 
 def _options(source: Path, side: int, queries: int | None) -> dict[str, Any]:
@@ -163,21 +193,6 @@ def _detector(count: int, epochs: int, options: dict[str, Any]) -> str:
     print(_forecast("a detector first, to start from:", count, epochs, options["imgsz"], run, first))
     rate = {"lr": first.lr, "backbone_lr": first.lr, "val_every": epochs}
     return str(train(model=f"{TASKS['detect'].prefix}-{SIZE}", epochs=epochs, name=DETECTOR, **rate, **options).last)
-
-
-def side_by_side(model: Model, annotations: Annotations, folder: Path, count: int = PICTURES) -> list[Path]:
-    """Draw truth and prediction of the first ``count`` pictures that have objects beside each other."""
-    folder.mkdir(parents=True, exist_ok=True)
-    chosen = annotations.counts().nonzero()[0][:count].tolist()
-    paths = [annotations.path(index) for index in chosen]
-    written = [folder / name for name in distinct(f"{path.stem}.jpg" for path in paths)]
-    for index, path, target in zip(chosen, paths, written, strict=True):
-        picture = images.read(path)
-        labels = annotations.labels
-        true = draw(picture, _truth(annotations, index), labels.names, labels.skeleton, scores=False)
-        found = model.predict(picture)[0].plot()
-        _beside([true, found]).save(target, quality=92)
-    return written
 
 
 def _epochs(count: int, seen: int, least: int = 5) -> int:
@@ -202,50 +217,15 @@ def _scenes(folder: Path, seed: int, course: Course) -> Path:
     return scenes.write(folder / "scenes", course.pictures, seed=seed, shapes=course.shapes, kind=course.kind)
 
 
-def _truth(annotations: Annotations, index: int) -> Detections:
-    """The objects of a picture as if they were found, to be drawn."""
-    rows = annotations.objects(index)
-    boxes = torch.from_numpy(annotations.boxes[rows].copy())
-    found = Detections(torch.ones(len(boxes)), torch.from_numpy(annotations.classes[rows].copy()), boxes)
-    if annotations.masks is not None:
-        found.masks = _masks(annotations.masks, range(rows.start, rows.stop), annotations.sizes[index].tolist())
-    if annotations.keypoints is not None:
-        found.keypoints = torch.from_numpy(annotations.keypoints[rows] / np.array([1, 1, 2], np.float32))
-    return found
-
-
-def _masks(masks: Masks, rows: Sequence[int], size: Sequence[int]) -> Runs:
-    """The masks of some objects of a picture of ``size`` (h, w); empty ones where there are none."""
-    height, width = size
-    counts: list[NDArray[np.int64]] = []
-    for row in rows:
-        code, rings = masks.code(row), [ring.astype(np.float64) for ring in masks.polygons(row)]
-        pixels = np.zeros((1, height, width), bool)
-        if rings:
-            x, y, patch = rasters.outline(rings, (0, 0, width, height))
-            pixels[0, y : y + patch.shape[0], x : x + patch.shape[1]] = patch
-        counts += runs.decode([code]) if code and not rings else runs.from_array(pixels).counts
-    return Runs((height, width), tuple(counts))
-
-
 def _scored(overall: Mapping[str, float], finds: str) -> str:
     """The two best known scores, of the boxes too where they are scored besides."""
     text = f"AP50 {overall['AP50']:.2f}, AP {overall['AP']:.2f} of {finds}"
     return f"{text} (AP50 {overall['box_AP50']:.2f} of boxes)" if "box_AP50" in overall else text
 
 
-def _beside(pictures: Sequence[Image.Image]) -> Image.Image:
-    sheet = Image.new("RGB", (sum(p.width for p in pictures) + GAP * (len(pictures) - 1), pictures[0].height), "white")
-    left = 0
-    for picture in pictures:
-        sheet.paste(picture, (left, 0))
-        left += picture.width + GAP
-    return sheet
-
-
 def _report(outcome: Outcome, run: Path, source: Path, own: bool, seconds: float, task: str) -> str:
     """The closing words: where everything is, and the next commands."""
-    folder, prefix = outcome.folder, TASKS[task].prefix
+    folder, prefix, staged = outcome.folder, TASKS[task].prefix, COURSES[task].teacher > 0
     name = "the validation pictures" if own else "scenes it has not seen"
     plot = str(outcome.curves) if outcome.curves else f"{run / 'results.csv'}   ({curves.HINT})"
     rows = [
@@ -253,6 +233,7 @@ def _report(outcome: Outcome, run: Path, source: Path, own: bool, seconds: float
         ("pictures", f"{folder / 'pictures'}   (truth on the left, prediction on the right)"),
         ("curves", plot),
         ("scores", f"{run / 'val' / 'metrics.json'}, per_class.csv"),
+        *([("report", f"{run.parent / 'report.md'}   (with and without distillation)")] if staged else []),
         ("data", str(source)),
     ]
     return "\n".join(
@@ -264,6 +245,11 @@ def _report(outcome: Outcome, run: Path, source: Path, own: bool, seconds: float
             "",
             f"Next, with your own pictures ({LAYOUTS[TASKS[task].truth]}; the layout is found by looking):",
             f"  edgecrafter train {prefix}-n YOUR_DATA       # {prefix}-s, -m, -l, -x start from released weights",
+            *(
+                ["  edgecrafter pipeline ecdet-s YOUR_DATA   # with a real teacher; --dry says how long"]
+                if staged
+                else []
+            ),
             f"  edgecrafter val runs/{task}/train YOUR_DATA",
             f"  edgecrafter predict runs/{task}/train YOUR_PICTURES",
             "In Python:",

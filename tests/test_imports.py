@@ -27,6 +27,7 @@ FLOORS = (
     ("predict", "train", "summary", "catalogue", "curves"),
     ("advise", "pipeline"),
     ("model",),
+    ("beside",),
     ("quickstart", "ablate"),
     ("cli",),
 )

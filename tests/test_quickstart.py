@@ -12,8 +12,9 @@ from PIL import Image
 
 import edgecrafter as ec
 from edgecrafter import curves, hub
+from edgecrafter.beside import GAP, PICTURES, side_by_side, truth_of
 from edgecrafter.data import formats, scenes
-from edgecrafter.quickstart import COURSES, GAP, PICTURES, Outcome, _epochs, _forecast, _report, _truth, side_by_side
+from edgecrafter.quickstart import COURSES, Outcome, _epochs, _forecast, _report
 from edgecrafter.tasks import TASKS
 from edgecrafter.types import InputSpec
 
@@ -30,11 +31,19 @@ def test_a_short_one_on_own_data_leaves_everything(
     assert len(outcome.pictures) == PICTURES and outcome.model.is_file()
     with Image.open(outcome.pictures[0]) as picture:
         assert picture.size == (2 * 96 + GAP, 96)
-    assert json.loads(Path("here/training/val/metrics.json").read_text())["images"] == 8
-    prefix = TASKS[task].prefix
+    staged, prefix = task == "detect", TASKS[task].prefix
+    assert (
+        json.loads(Path(f"here/{'stages/plain' if staged else 'training'}/val/metrics.json").read_text())["images"] == 8
+    )
     for line in (
-        f"find {COURSES[task].finds} on 8 pictures, 2 epochs at 64 x 64",
-        "--resume here/training",
+        f"find {COURSES[task].finds} on 8 pictures",
+        "2 epochs of 1 steps" if staged else "2 epochs at 64 x 64",
+        "pipeline --resume here/stages" if staged else "train --resume here/training",
+        *(
+            ("no pretrained weights", "| with distillation |", "| without distillation |", "Distillation")
+            if staged
+            else ()
+        ),
         f"edgecrafter train {prefix}-n YOUR_DATA",
         f"runs/{task}/train",
         "here/model.safetensors",
@@ -44,14 +53,15 @@ def test_a_short_one_on_own_data_leaves_everything(
     model = ec.load(outcome.model)
     assert model.names == formats.load(data, "train").labels.names and model.info.name == f"{prefix}-p"
     again = ec.quickstart(data, "here", epochs=1, imgsz=64, device="cpu", task=task)  # replaces the first
-    assert len((again.folder / "training" / "results.csv").read_text().splitlines()) == 2
+    run = again.folder / ("stages/detector" if staged else "training")
+    assert len((run / "results.csv").read_text().splitlines()) == 2
 
 
 def test_many_pictures_are_seen_once_and_the_time_is_foretold() -> None:
     course = COURSES["detect"]
-    assert [_epochs(count, course.seen) for count in (864, 1728, 2000, 118_000, 1)] == [5, 5, 2, 1, course.seen]
-    assert "3 min" in _forecast("to find boxes", 864, 5, 160, Path("run"), course)
-    assert "3 hours" in _forecast("to find boxes", 118_000, 1, 256, Path("run"), course)
+    assert [_epochs(count, course.seen) for count in (480, 960, 1000, 118_000, 1)] == [5, 5, 2, 1, course.seen]
+    assert "2 min" in _forecast("to find boxes", 864, 5, 128, Path("run"), course)
+    assert "4 hours" in _forecast("to find boxes", 118_000, 1, 256, Path("run"), course)
 
 
 @pytest.mark.parametrize("task", COURSES)
@@ -80,7 +90,7 @@ def test_the_truth_is_drawn_as_it_is_annotated(tmp_path: Path) -> None:
         data = formats.load(folder, "train", truth=truth)
         for index, image in enumerate(data.image_ids.tolist()):
             entries = known.loadAnns(known.getAnnIds(image))
-            found = _truth(data, index)
+            found = truth_of(data, index)
             assert len(found) == len(entries)
             for row, entry in enumerate(entries):
                 if truth == "masks":
@@ -98,7 +108,7 @@ def test_run_lengths_of_the_truth_are_kept(shared_data: Path) -> None:
         for suffix in ("", "_rle")
     )
     for index in (0, 3):
-        first, second = (_truth(data, index).masks for data in (polygons, codes))
+        first, second = (truth_of(data, index).masks for data in (polygons, codes))
         assert first is not None and second is not None and len(first) == len(second) > 0
         assert all(np.array_equal(a, b) for a, b in zip(first.counts, second.counts, strict=True))
 

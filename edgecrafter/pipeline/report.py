@@ -82,11 +82,9 @@ class Report:
         elif difference == 0:
             said = "Distillation did not help here: the same AP as without it, at the last epoch."
         elif difference > -CLOSE:
-            said = (
-                f"Distillation did not help here: {points} less than without it at the last epoch, which may be chance."
-            )
+            said = f"Distillation did not help here: {points} less at the last epoch, which may be chance."
         else:
-            said = f"Distillation did not help here: {points} less than without it at the last epoch."
+            said = f"Distillation did not help here: {points} less than without it, at the last epoch."
         return [
             said,
             f"One run per arm, with one seed ({self.options.seed}): a difference within a couple of points may be "
@@ -103,8 +101,9 @@ class Report:
         rows = [self._row(name) for name in self.stages if name not in (TEACHER, DISTILLED)]
         before = sum(float(self.stages[name]["seconds"]) for name in (TEACHER, DISTILLED) if name in self.stages)
         detector = self.stages[DETECTOR]
+        equal = f"{counted(detector['epochs'], 'epoch')}, {detector['steps']} steps"
         budget = [
-            f"Same budget for both arms: {counted(detector['epochs'], 'epoch')}, {detector['steps']} steps, the same pictures, "
+            f"Same budget for both arms: {equal}, the same pictures, "
             f"options and seed. The distilled arm had {duration(before)} more for what came before (stages 1 and 2)."
         ]
         table = [
