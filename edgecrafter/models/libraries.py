@@ -73,12 +73,25 @@ def _timm_network(name: str, options: dict[str, Any], weights: str) -> Any:
     file = _existing(weights)
 
     def read() -> Any:
-        overlay = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": _tensors(file)}}
-        if "features_only" in options:  # takes what fits and says nothing of the rest: looked at strictly first
-            timm.create_model(name, num_classes=0, **overlay)
-        return create(**overlay)
+        tensors = _tensors(file)
+        _whole(name, tensors)
+        return create(pretrained=True, pretrained_cfg_overlay={"state_dict": tensors})
 
     return _of_file(f"timm:{name}", file, read)
+
+
+def _whole(name: str, tensors: dict[str, Tensor]) -> None:
+    """An error unless these are all weights of a network, but for its classifier: without that timm takes what fits."""
+    import timm
+
+    network = timm.create_model(name)
+    heads = tuple(f"{head}." for head in _names(timm.get_pretrained_cfg(name).classifier))
+    own = {key: value for key, value in network.state_dict().items() if key.startswith(heads)}
+    timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": {**tensors, **own}})
+
+
+def _names(given: str | Sequence[str] | None) -> Sequence[str]:
+    return [given] if isinstance(given, str) else given or []
 
 
 def _tolerant(create: Callable[..., Any], name: str, **options: Any) -> Any:
