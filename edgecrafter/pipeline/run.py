@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import redirect_stdout
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +37,7 @@ def pipeline(config: PipelineConfig) -> Report | None:
         folder, state = _resumed(config) if config.resume else (Path(), {})
         config = _with_options(config, folder, state) if config.resume else config
         planned = stages(config, folder if config.resume else Path(config.project).expanduser() / config.name)
+        distributed.say("measuring a few steps of each stage ...")
         lines, seconds = forecast([stage for stage in planned if stage.name not in state.get("stages", {})])
         distributed.say("\n".join(["", *(_done_lines(state)), *lines]))
         if config.dry:
@@ -68,7 +67,7 @@ def forecast(planned: list[Stage]) -> tuple[list[str], float]:
     for number, stage in enumerate(planned, 1):
         found = next((found for probe, found in known if probe == stage.probe), None)
         if found is None:
-            with redirect_stdout(StringIO()):  # the plan of each run is said when it begins
+            with distributed.silence():  # the plan of each run is said when it begins
                 found = _measure(stage.probe)
             known.append((stage.probe, found))
         total += found.seconds

@@ -10,6 +10,7 @@ import inspect
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
+_silent = ContextVar("silent", default=False)
 
 
 def active() -> bool:
@@ -75,9 +77,19 @@ def first_process_first() -> Iterator[None]:
         barrier()
 
 
+@contextmanager
+def silence() -> Iterator[None]:
+    """Nothing is said within."""
+    before = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(before)
+
+
 def say(text: str) -> None:
     """Print from process 0 only."""
-    if rank() == 0:
+    if rank() == 0 and not _silent.get():
         print(text, flush=True)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from edgecrafter.data.loader import Loader
-from edgecrafter.train import distil, machine, optim, run
+from edgecrafter.train import distil, distributed, machine, optim, run
 from edgecrafter.train.begin import prepared
 from edgecrafter.train.config import TrainConfig
 from edgecrafter.train.distill_config import DistillConfig
@@ -98,7 +98,7 @@ def _state(
 
 def _step(step: nn.Module, batches: Loader, state: RunState) -> float:
     """Mean seconds of an optimiser step; the first one, which is slow, counts only when there is no other."""
-    update = Update(step, state)
+    update, device = Update(step, state), next(state.network.parameters()).device
     step.train()
     moments = [time.perf_counter()]
     for parts in islice(_endless(batches, state.plan.accumulate), STEPS):
@@ -106,7 +106,7 @@ def _step(step: nn.Module, batches: Loader, state: RunState) -> float:
         update(gradients(step, parts, state), parts)
         state.progress.step += 1
         moments.append(time.perf_counter())
-        if moments[-1] - moments[0] > SECONDS:
+        if not distributed.all_true(moments[-1] - moments[0] < SECONDS, device):  # all processes end together
             break
     first = 1 if len(moments) > 2 else 0
     return (moments[-1] - moments[first]) / (len(moments) - 1 - first)
