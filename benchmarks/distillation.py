@@ -175,7 +175,7 @@ def report(found: dict[str, list[float]], args: argparse.Namespace, pictures: in
             f"{_machine(args)}; {args.rounds} rounds of {args.steps} steps, medians (quartiles); {pictures} pictures "
             f"({source}).",
             "",
-            f"`python benchmarks/distillation.py {' '.join(words)} --threads {args.threads}`",
+            f"`python benchmarks/distillation.py {' '.join(words)} --threads {args.threads} --workers {' '.join(map(str, args.workers))}`",
             "",
             *("| " + " | ".join(row) + " |" for row in table),
             "",

@@ -585,3 +585,15 @@ def test_nothing_is_written_of_a_journal_that_has_no_score(tmp_path: Path) -> No
     row = journal.end(1, 0.5, None)
     journal.close()
     assert float(row["align"]) == 3 and row["val/explained"] == ""
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision(pictures: Path, tmp_path: Path, finished: Path, precision: str) -> None:
+    """Teacher and student compute in half precision, losses and what is kept are float32, and nearly the same."""
+    found = run(pictures, tmp_path, precision=precision, registers=2)
+    for name, value in read(found.folder / WEIGHTS / LAST)["network"].items():
+        assert value.dtype in (torch.float32, torch.int64), name
+    one, other = (float(read_rows(each / "results.csv")[0]["loss"]) for each in (finished / "lars", found.folder))
+    assert other == pytest.approx(one, rel=0.03)
+    teacher = wide().prepare(torch.device("cpu"), torch.bfloat16)
+    assert all(each.dtype == torch.float32 for each in teacher(small.batch([0]).images))
