@@ -159,6 +159,7 @@ def spread(values: list[float], digits: int = 1) -> str:
 def report(found: dict[str, list[float]], args: argparse.Namespace, pictures: int, source: str) -> str:
     """A dated markdown page."""
     words = [f"--{name} {getattr(args, name)}" for name in ("student", "teacher", "size", "batch", "rounds", "steps")]
+    words += [f"--threads {args.threads}", "--workers", *map(str, args.workers)]
     rows = [["teacher alone", spread(found["teacher"]), ""], ["networks alone", spread(found["networks"]), ""]]
     for workers in args.workers:
         rows.append([f"loader alone, workers={workers}", spread(found[f"loader {workers}"]), ""])
@@ -175,7 +176,7 @@ def report(found: dict[str, list[float]], args: argparse.Namespace, pictures: in
             f"{_machine(args)}; {args.rounds} rounds of {args.steps} steps, medians (quartiles); {pictures} pictures "
             f"({source}).",
             "",
-            f"`python benchmarks/distillation.py {' '.join(words)} --threads {args.threads} --workers {' '.join(map(str, args.workers))}`",
+            f"`python benchmarks/distillation.py {' '.join(words)}`",
             "",
             *("| " + " | ".join(row) + " |" for row in table),
             "",
