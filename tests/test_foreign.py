@@ -103,6 +103,21 @@ def test_a_hierarchy_teaches_with_its_map_of_stride_16() -> None:
         assert torch.equal(found, network.network(pictures())[3]) and found.shape[1] == 256
 
 
+@pytest.mark.parametrize("kind", ["convnext", "resnet"])
+def test_a_hierarchy_of_transformers_gives_its_levels(kind: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.AutoConfig.for_model(kind, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1])
+    spec = "hf:" + json.dumps({"model_type": kind, "_name_or_path": "tiny"} | config.to_diff_dict())
+    network = stirred(libraries.build(spec))
+    assert network.facts.widths == (16, 24, 32)
+    with torch.no_grad():
+        states = network.network(pictures(), output_hidden_states=True).hidden_states
+        maps = network(pictures())
+        assert [x.shape[1:] for x in maps] == [(16, 8, 12), (24, 4, 6), (32, 2, 3)]
+        assert all(torch.equal(x, state) for x, state in zip(maps, states[-3:], strict=True))
+        assert torch.equal(network.features(pictures(), 1)[0], maps[1])
+
+
 @pytest.mark.parametrize(
     "spec, message",
     [

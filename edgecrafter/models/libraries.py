@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import warnings
@@ -137,16 +138,45 @@ def _transformers(name: str, keep: int, norm: bool, weights: str) -> Foreign:
     else:
         config = _fetched(f"hf:{name}", lambda: AutoConfig.from_pretrained(source))
         title = name
-    if not hasattr(config, "patch_size") or not isinstance(getattr(config, "hidden_size", None), int):
-        raise ValueError(f"hf:{title}: only plain ViTs are read from transformers; timm has the hierarchical ones")
     network = _hf_network(config, source, weights, title)
-    patch = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
     title = Path(title).name if Path(title).exists() else title  # no path of this machine in a model file
     content = {"model_type": config.model_type} | config.to_diff_dict() | {"_name_or_path": title}
     spec = "hf:" + json.dumps({key: value for key, value in content.items() if key not in _HF_NOISE}, default=str)
     mean, std = _hf_statistics(source, weights)
-    facts = Facts(spec, (config.hidden_size,), patch, mean, std, f"{title}: see its page on the Hugging Face Hub")
+    licence = f"{title}: see its page on the Hugging Face Hub"
+    maps = _hf_maps(network)
+    if maps:
+        places = chosen([stride for _, stride in maps], title)
+        widths = tuple(maps[i][0] for i in places)
+        return Foreign(network, _hf_levels(places), Facts(spec, widths, 16, mean, std, licence), keep)
+    if not hasattr(config, "patch_size"):
+        raise ValueError(f"hf:{title}: neither a plain ViT nor a network with maps of several strides")
+    patch = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
+    facts = Facts(spec, (config.hidden_size,), patch, mean, std, licence)
     return Foreign(network, _hf_reader(patch, norm, title), facts, keep)
+
+
+def _hf_maps(network: nn.Module, side: int = 224) -> list[tuple[int, int]]:
+    """Channels and stride of every map that a hierarchical network shows of its inside; nothing for a plain ViT.
+
+    Found on a copy without memory, since configurations do not say it in one way.
+    """
+    shadow = copy.deepcopy(network).to("meta").eval()
+    answer = shadow(torch.zeros(1, 3, side, side, device="meta"), output_hidden_states=True)
+    return [(x.shape[1], side // x.shape[-1]) for x in _hf_states(answer) if x.dim() == 4]
+
+
+def _hf_states(answer: Any) -> Sequence[Tensor]:
+    """Maps [B, D, h, w], where the network has them; else tokens."""
+    return getattr(answer, "reshaped_hidden_states", None) or answer.hidden_states  # type: ignore[no-any-return]
+
+
+def _hf_levels(places: Sequence[int]) -> Callable[[nn.Module, Tensor, int], list[Tensor]]:
+    def read(network: nn.Module, images: Tensor, count: int) -> list[Tensor]:
+        maps = [x for x in _hf_states(network(images, output_hidden_states=True)) if x.dim() == 4]
+        return [maps[i] for i in places]
+
+    return read
 
 
 _HF_NOISE = ("transformers_version", "architectures", "dtype", "torch_dtype")
