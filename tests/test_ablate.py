@@ -9,8 +9,9 @@ import pytest
 import yaml
 from scipy import stats
 
-from edgecrafter.ablate import AblateConfig, Paired, ablate, table
+from edgecrafter.ablate import AblateConfig, ablate
 from edgecrafter.data import scenes
+from edgecrafter.paired import Paired, table
 from edgecrafter.train import distil, run, words
 
 QUICK_TRAIN = {"epochs": 1, "batch": 4, "imgsz": 64, "queries": 20, "augment": "none", "workers": 0, "lr": "3e-3"}

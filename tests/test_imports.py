@@ -19,7 +19,7 @@ FLOORS = (
     ("models",),
     ("data",),
     ("losses", "postprocess", "metrics", "draw"),
-    ("infer", "results", "registry", "distill"),
+    ("infer", "results", "registry", "distill", "paired"),
     ("tasks", "download"),
     ("hub",),
     ("vits",),
