@@ -35,7 +35,8 @@ from edgecrafter.infer import PRECISIONS
 from edgecrafter.models.detector import ecvit
 from edgecrafter.train import machine, optim
 from edgecrafter.train.align import AlignStep
-from edgecrafter.train.distill_config import DistillConfig, resolve
+from edgecrafter.train.distill_config import DistillConfig
+from edgecrafter.train.distill_plan import resolve
 from edgecrafter.train.ema import Average
 from edgecrafter.train.loop import Update, gradients
 from edgecrafter.train.state import RunState

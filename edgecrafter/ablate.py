@@ -13,13 +13,14 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from edgecrafter import hub, paired
+from edgecrafter.ablate_config import AblateConfig
 from edgecrafter.files import written_beside
 from edgecrafter.models.sizes import VITS
 from edgecrafter.train import words
@@ -29,39 +30,6 @@ from edgecrafter.train.state import LAST, WEIGHTS
 
 STAGES = ("distill", "train")
 RESULT, TABLE, PLOT, SUMMARY = "result.json", "table.md", "plot.png", "results.json"
-
-
-@dataclass
-class AblateConfig:
-    """Compare options of distillation and training over several seeds: mean, spread, and the difference to a baseline
-    seed by seed."""
-
-    grid: str = ""
-    """YAML file with any of the options below, and `arms`: name -> {distill: {...}, train: {...}}; an arm without
-    `distill` trains from scratch"""
-    data: str = ""
-    """data set on which the detectors are trained and scored"""
-    model: str = "ecdet-p"
-    """the detector; the vision transformer of its size is distilled"""
-    vary: list[str] = field(default_factory=list)
-    """options to vary, such as distill.registers=0|1|2 or train.fused=1|2; several make a grid"""
-    distill: list[str] = field(default_factory=list)
-    """options of every distillation, such as teacher=runs/teach/teach or epochs=20 (see edgecrafter distill --help);
-    images are those of `data` unless given"""
-    train: list[str] = field(default_factory=list)
-    """options of every training, such as epochs=20 (see edgecrafter train --help)"""
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    """seeds of every arm"""
-    baseline: str = ""
-    """the arm that the others are compared with; empty: the first"""
-    scratch: bool = True
-    """with `vary`: also train without distillation, as the first arm"""
-    score: str = "AP"
-    """which score to compare"""
-    folder: str = "runs/ablate/ablate"
-    """where everything is kept; what is finished there is not done again, so that more seeds or arms can be added"""
-    dry: bool = False
-    """only list the arms"""
 
 
 @dataclass(frozen=True)

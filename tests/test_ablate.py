@@ -9,7 +9,8 @@ import pytest
 import yaml
 from scipy import stats
 
-from edgecrafter.ablate import AblateConfig, ablate
+from edgecrafter.ablate import ablate
+from edgecrafter.ablate_config import AblateConfig
 from edgecrafter.data import scenes
 from edgecrafter.paired import Paired, table
 from edgecrafter.train import distil, run, words

@@ -363,7 +363,7 @@ def test_train_then_use_the_folder_of_the_run(here: Path, capsys: pytest.Capture
 
 
 def test_a_list_may_hold_options_of_something_else() -> None:
-    from edgecrafter.ablate import AblateConfig
+    from edgecrafter.ablate_config import AblateConfig
 
     found = parsing.parse(AblateConfig, ["--train", "epochs=20,lr=3e-3", "--distill", "images=[a,b]", "--seeds", "3,4"])
     assert (found.train, found.distill, found.seeds) == (["epochs=20", "lr=3e-3"], ["images=[a,b]"], [3, 4])

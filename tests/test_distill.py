@@ -32,7 +32,8 @@ from edgecrafter.models.sizes import SIZES
 from edgecrafter.train import distil, distributed, optim
 from edgecrafter.train.align import AlignStep
 from edgecrafter.train.distil import Distilled, distill
-from edgecrafter.train.distill_config import DistillConfig, resolve
+from edgecrafter.train.distill_config import DistillConfig
+from edgecrafter.train.distill_plan import resolve
 from edgecrafter.train.ema import Average
 from edgecrafter.train.log import Journal, read_rows
 from edgecrafter.train.loop import Update, gradients

@@ -13,7 +13,7 @@ import edgecrafter
 PACKAGE = Path(edgecrafter.__file__).parent
 
 FLOORS = (
-    ("geometry", "files"),
+    ("geometry", "files", "ablate_config"),
     ("types",),
     ("nn",),
     ("models",),
@@ -94,6 +94,12 @@ def run(code: str) -> str:
 def test_importing_the_package_imports_nothing_else() -> None:
     code = "import sys; old = set(sys.modules); import edgecrafter; print(sorted(set(sys.modules) - old))"
     assert "torch" not in run(code) and "numpy" not in run(code)
+
+
+@pytest.mark.parametrize("command", ["train", "teach", "distill", "pipeline", "ablate"])
+def test_help_is_quick(command: str) -> None:
+    code = f"import sys; from edgecrafter.cli import main; main([{command!r}, '--help']); print('torch' in sys.modules)"
+    assert run(code).endswith("False\n")
 
 
 def test_the_facade_is_light_next_to_torch() -> None:

@@ -14,7 +14,8 @@ from torch import nn
 from edgecrafter.models.detector import ecvit
 from edgecrafter.models.sizes import SIZES
 from edgecrafter.train import optim
-from edgecrafter.train.distill_config import DistillConfig, resolve
+from edgecrafter.train.distill_config import DistillConfig
+from edgecrafter.train.distill_plan import resolve
 from edgecrafter.train.lars import LARS
 
 Array = NDArray[np.float64]

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgecrafter.ablate import AblateConfig
+    from edgecrafter.ablate_config import AblateConfig
     from edgecrafter.cli.options import (
         ConvertOptions,
         InfoOptions,

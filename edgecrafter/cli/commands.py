@@ -20,7 +20,7 @@ from edgecrafter.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from edgecrafter.ablate import AblateConfig
+    from edgecrafter.ablate_config import AblateConfig
     from edgecrafter.pipeline.config import PipelineConfig
     from edgecrafter.train.config import TrainConfig
     from edgecrafter.train.distill_config import DistillConfig
@@ -57,7 +57,7 @@ def _teach_options() -> type[TeachConfig]:
 
 
 def _ablate_options() -> type[AblateConfig]:
-    from edgecrafter.ablate import AblateConfig
+    from edgecrafter.ablate_config import AblateConfig
 
     return AblateConfig
 

@@ -26,7 +26,8 @@ from edgecrafter.teachers import teacher as find_teacher
 from edgecrafter.train import distributed, machine, optim
 from edgecrafter.train.align import AlignStep
 from edgecrafter.train.begin import clear
-from edgecrafter.train.distill_config import DistillConfig, report, resolve
+from edgecrafter.train.distill_config import DistillConfig
+from edgecrafter.train.distill_plan import report, resolve
 from edgecrafter.train.ema import Average
 from edgecrafter.train.log import Journal
 from edgecrafter.train.loop import fit

@@ -1,21 +1,19 @@
-"""Every option of a distillation (stage 2), with a line of help each, and the plan that follows from them."""
+"""Every option of a distillation (stage 2), with a line of help each. Nothing heavy is imported: help is quick."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from edgecrafter.data.transforms import Augment
 from edgecrafter.train.config import PRECISIONS, choice, unknown
-from edgecrafter.train.recipes import EPOCHS_CEILING, STEPS_FLOOR, Plan
 
 OPTIMIZERS = ("lars", "adamw")
 
 
 @dataclass
 class DistillConfig:
-    """Options of ``edgecrafter distill`` and ``edgecrafter.distill``: a small vision transformer learns to give the
-    features of a teacher, without labels."""
+    """Teach a small vision transformer to give the features of a teacher, from pictures without labels. It is what
+    ``edgecrafter train --backbone`` starts from."""
 
     student: str = "ecvit-t"
     """the vision transformer that learns: ecvit-t, t+, s or s+ (of ecdet-s, m, l, x), ecvit-p or ecvit-n"""
@@ -117,69 +115,3 @@ _LEAST = {
     "epochs": 1, "batch": 1, "accumulate": 1, "lr": 0, "weight_decay": 0, "warmup": 0, "clip": 0, "teacher_blocks": 1,
     "student_blocks": 1, "registers": 0, "dilation": 1, "workers": 0, "seed": 0, "val_every": 1,
 }  # fmt: skip
-
-# EdgeCrafter, A.1
-EPOCHS, BATCH, REFERENCE, FLOOR = 50, 128, 1536, 1e-3
-BASE_LR = {"lars": {"t": 4.0, "t+": 4.0, "s": 9.0, "s+": 9.0}, "adamw": {}}
-# ours: sizes of our own as T; AdamW of Table 7, whose rate the paper does not give: 0.001 at a batch of 128
-OTHER_LR = {"lars": 4.0, "adamw": 0.0035}
-DECAY = {"lars": 1e-6, "adamw": 1e-4}
-LEAST_BATCH, BATCHES = 16, 50
-
-
-def resolve(config: DistillConfig, vit: str, pictures: int, world: int = 1) -> Plan:
-    """The plan of a distillation of ``pictures`` pictures into a ViT (``t``, ``s+``, ...) on ``world`` processes.
-
-    With 7680 pictures or more and nothing else asked it is the paper's. Ours for fewer: smaller batches, so that an
-    epoch has about 50 of them, and more epochs, towards ``STEPS_FLOOR`` steps.
-    """
-    notes: list[str] = []
-    share = pictures // world
-    if share < 1:
-        raise ValueError(f"{pictures} pictures for {world} processes: use fewer processes or more pictures")
-    wanted = BATCH if pictures >= BATCH * BATCHES else max(LEAST_BATCH, pictures // BATCHES)
-    batch = min(config.batch or max(1, wanted // (world * config.accumulate)), share)
-    accumulate = min(config.accumulate, share // batch)
-    steps = share // batch // accumulate
-    epochs = config.epochs or max(EPOCHS, min(-(-STEPS_FLOOR // steps), EPOCHS_CEILING))
-    if config.epochs is None and epochs > EPOCHS:
-        notes.append(f"few pictures: {epochs} epochs instead of {EPOCHS}, for {epochs * steps} steps")
-    effective = batch * accumulate * world
-    if effective != BATCH:
-        notes.append(f"effective batch {effective} instead of {BATCH}; the learning rate follows its square root")
-    base = BASE_LR[config.optimizer].get(vit, OTHER_LR[config.optimizer]) if config.lr is None else config.lr
-    lr = base * (effective / REFERENCE) ** 0.5
-    warmup = min(config.warmup * steps, max(1, epochs * steps // 10)) if config.warmup else 0
-    return Plan(
-        epochs=epochs,
-        pictures=pictures,
-        steps=steps,
-        batch=batch,
-        accumulate=accumulate,
-        effective_batch=effective,
-        mosaic_until=0,
-        plain_from=epochs,
-        augment=Augment.NONE,
-        lr=lr,
-        backbone_lr=lr,
-        weight_decay=DECAY[config.optimizer] if config.weight_decay is None else config.weight_decay,
-        clip=config.clip,
-        gamma=FLOOR,
-        warmup=warmup,
-        flat=warmup,
-        ema=0.0,
-        ema_warmup=1,
-        notes=tuple(notes),
-        warmup_power=1,
-        reload_best=False,
-    )
-
-
-def report(plan: Plan, optimizer: str) -> str:
-    """The plan in a few lines for the console."""
-    lines = [
-        f"plan: {plan.epochs} epochs of {plan.steps} steps, {plan.effective_batch} pictures each",
-        f"  {optimizer}, learning rate {plan.lr:.3g}: rises for {plan.warmup} steps, then a cosine down to "
-        f"{plan.gamma:g} of it; decay {plan.weight_decay:g}",
-    ]
-    return "\n".join([*lines, *(f"  note: {note}" for note in plan.notes)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -121,9 +121,8 @@ def _endless(batches: Loader, accumulate: int) -> Iterator[list[Batch]]:
         epoch += 1
 
 
-def _second_time(work: object) -> float:
+def _second_time(work: Callable[[], object]) -> float:
     """Seconds of a call, measured on the second one: the first one has to warm up."""
-    assert callable(work)
     work()
     start = time.perf_counter()
     work()
