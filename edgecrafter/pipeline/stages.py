@@ -82,7 +82,7 @@ def stages(config: PipelineConfig, folder: Path) -> list[Stage]:
     distill, train = _words("distill", config.distill), _words("train", config.train)
     found.append(_distillation(config, folder, teacher, f"ecvit-{vit}", start, {**common, **_shaped(train), **distill}))
     train = {**sized, "epochs": config.epochs, **_shaped(distill), **train, **common, "model": config.model}
-    plain = _made(TrainConfig, "train", {**train, "weights": start, "name": PLAIN})
+    plain = words.made(TrainConfig, "train", {**train, "weights": start, "name": PLAIN})
     distilled = replace(plain, name=DETECTOR, backbone=str(folder / DISTILLED))
     found.append(Stage(DETECTOR, f"stage 3, {given.name} from the distilled ecvit-{vit}", distilled, plain))
     if config.compare:
@@ -111,11 +111,11 @@ def _distillation(
     options |= {"student": student, "images": [config.data, *config.images], "name": DISTILLED}
     options = {"weights": str(path) if path.is_file() else start, **options}
     if teacher.config is None:
-        made = _made(
+        made = words.made(
             DistillConfig, "distill", {"teacher": teacher.given, "teacher_weights": teacher.weights, **options}
         )
         return Stage(DISTILLED, f"stage 2, {teacher.title} -> {student}", made, made)
-    made = _made(DistillConfig, "distill", {**options, "teacher": str(folder / TEACHER)})
+    made = words.made(DistillConfig, "distill", {**options, "teacher": str(folder / TEACHER)})
     probe = replace(made, teacher=teacher.alike, teacher_weights=RANDOM, norm=True)
     return Stage(DISTILLED, f"stage 2, the adapted teacher -> {student}", made, probe)
 
@@ -137,7 +137,7 @@ def _teacher(config: PipelineConfig, vit: str, sized: Mapping[str, Any], common:
     options = {**sized, **_words("teach", config.teach), **common, "model": model, "name": TEACHER}
     if backbone:
         options |= {"backbone": backbone, "backbone_weights": config.backbone_weights}
-    made = _made(TrainConfig, "teach", options)
+    made = words.made(TrainConfig, "teach", options)
     title = f"{backbone} adapted to the data in {model}" if backbone else f"{model} trained on the data"
     return Teacher(made, "", "", backbone or model, title)
 
@@ -169,13 +169,3 @@ def _words(stage: str, given: Iterable[str]) -> dict[str, Any]:
 def _shaped(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options that shape the ViT: student and detector of both arms have the same."""
     return {name: options[name] for name in vits.OPTIONS if name in options}
-
-
-def _made(kind: Any, stage: str, options: Mapping[str, Any]) -> Any:
-    """The options of a stage, checked by it; errors say of which stage they are."""
-    try:
-        return kind.from_dict(dict(options))
-    except ValueError as error:
-        raise ValueError(f"{stage}: {error}") from None
-    except TypeError as error:  # a word where a number is compared
-        raise ValueError(f"{stage}: a value of the wrong kind ({error}); see edgecrafter {stage} --help") from None
