@@ -169,7 +169,7 @@ def test_curves_are_a_wide_picture(tmp_path: Path) -> None:
         curves.plot(tmp_path / "nowhere", tmp_path / "curves.png")
 
 
-LEAST = {"detect": 0.6, "segment": 0.3, "pose": 0.3}
+LEAST = {"detect": 0.3, "segment": 0.3, "pose": 0.3}
 """AP50 of the scenes"""
 
 
