@@ -213,6 +213,8 @@ def test_register_tokens_of_the_student_are_dropped(registers: int) -> None:
 def test_more_blocks_than_there_are(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"teacher_blocks=3: .* gives 1 map\(s\) of stride 16; use 1"):
         teachers.teacher("timm:test_resnet", blocks=3, weights="none").widths((64, 64))
+    with pytest.raises(ValueError, match="timm:test_vit: gives 6 maps, 7 are asked for; use fewer blocks"):
+        teachers.teacher("timm:test_vit", blocks=7, weights="none").widths((64, 64))
     with pytest.raises(ValueError, match="gives 2 maps, 3 are asked for"):
         wide(maps=2, blocks=3).widths((64, 64))
     with pytest.raises(ValueError, match="student_blocks=7: the student has 6 blocks"):

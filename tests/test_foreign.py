@@ -74,6 +74,29 @@ def test_maps_of_a_vit_are_its_own_tokens_without_class_and_registers(name: str)
         assert torch.allclose(plain, tokens, atol=1e-5) and not torch.allclose(plain, maps[-1], atol=0.1)
 
 
+@pytest.mark.parametrize("name", ["test_vit2", "eva02_tiny_patch14_224"])
+def test_a_norm_behind_the_mean_is_applied_to_every_token(name: str) -> None:
+    """As the network does it to the mean: a norm that is not of the tokens but has their width."""
+    network = stirred(libraries.build(f"timm:{name}"))
+    inner, patch = network.network, network.facts.stride
+    assert isinstance(inner.norm, nn.Identity) and isinstance(inner.fc_norm, nn.LayerNorm)
+    images = pictures(4 * patch, 6 * patch)
+    with torch.no_grad():
+        tokens = inner.forward_features(images)[:, inner.num_prefix_tokens :]
+        (found,) = network.features(images, 1)
+        assert torch.allclose(found.flatten(2).transpose(1, 2), inner.fc_norm(tokens), atol=1e-5)
+        (plain,) = libraries.build(f"timm:{name}", norm=False).read(inner, images, 1)
+        assert torch.allclose(plain.flatten(2).transpose(1, 2), tokens, atol=1e-5)
+    assert not any("fc_norm" in each for each in foreign.freeze_unused(network))
+
+
+def test_a_vit_without_a_final_norm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *given, **options: create(*given, final_norm=False, **options))
+    with pytest.warns(UserWarning, match="timm:test_vit has no final norm"):
+        libraries.build("timm:test_vit")
+
+
 @pytest.mark.parametrize("size", [(64, 96), (96, 32)])
 @pytest.mark.parametrize("name", [*VITS[:2], "convnext_atto", "resnet18"])
 def test_a_detector_gets_the_grids_it_wants(name: str, size: tuple[int, int]) -> None:
@@ -142,6 +165,7 @@ def test_networks_of_one_size_are_refused_in_time() -> None:
         teacher.widths((64, 64))
 
 
+@pytest.mark.filterwarnings("ignore:.*has no final norm")
 def test_a_network_that_is_not_what_its_library_says_is_refused() -> None:
     with pytest.raises(ValueError, match="gives maps of .* channels instead of"):
         around("timm:samvit_base_patch16")
@@ -185,6 +209,18 @@ def test_every_trained_parameter_has_a_gradient(name: str) -> None:
     assert not [name for name in trained if vit.get_parameter(name).grad is None]
     frozen = {name for name, p in vit.named_parameters() if not p.requires_grad}
     assert bool(frozen) == ("xcit" in name) and all("cls_" in each or "norm" in each for each in frozen)
+
+
+def test_looking_at_a_module_leaves_every_part_in_its_mode() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 8, 16, 16), nn.BatchNorm2d(8))
+    module[1].eval()
+    network = adopt(module)
+    foreign.check(network)
+    foreign.freeze_unused(network)
+    assert [part.training for part in (module, *module)] == [True, True, False]
+    with pytest.raises(RuntimeError), foreign.evaluating(module):
+        module(torch.zeros(1, 4, 32, 32))
+    assert [part.training for part in (module, *module)] == [True, True, False]
 
 
 def test_frozen_are_only_those_that_no_map_depends_on() -> None:
@@ -243,6 +279,8 @@ def test_a_module_is_handed_in_again(tmp_path: Path) -> None:
 def test_modules_that_answer_otherwise() -> None:
     with pytest.raises(ValueError, match=r"Linear|expected a map \[B, D, h, w\]"):
         adopt(nn.Flatten())
+    with pytest.raises(ValueError, match=r"Conv2d does not take a picture of 224 x 224 \(.*channels"):
+        adopt(nn.Conv2d(4, 8, 16, 16))
     levels = nn.ModuleList(nn.Conv2d(3, 8, s, s) for s in (4, 8, 16))
 
     class Levels(nn.Module):
@@ -267,6 +305,32 @@ def tiny_config(kind: str) -> Any:
         "vit": lambda: transformers.ViTConfig(**numbers, image_size=64),
     }
     return made[kind]()
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "Siglip"])
+def test_of_pictures_and_words_the_part_that_sees(kind: str, tmp_path: Path) -> None:
+    """Blocks by hooks; the norm behind them is applied to all tokens."""
+    transformers = pytest.importorskip("transformers")
+    numbers = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    words = numbers | {"vocab_size": 50, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = getattr(transformers, f"{kind}Config")(
+        text_config=words, vision_config=numbers | {"image_size": 64, "patch_size": 16}
+    )
+    whole = stirred(transformers.AutoModel.from_config(config))
+    whole.save_pretrained(tmp_path / "both")
+    with pytest.warns(UserWarning, match="does not say how pictures are normalised"):
+        network = libraries.build(f"hf:{tmp_path / 'both'}", weights="pretrained").eval()
+    seen: list[Tensor] = []
+    for layer in whole.vision_model.encoder.layers:
+        layer.register_forward_hook(lambda *found: seen.append(found[2]))
+    with torch.no_grad():
+        whole.vision_model(pictures(), interpolate_pos_encoding=True)
+        wanted = [whole.vision_model.post_layernorm(x[:, -24:]).transpose(1, 2).reshape(2, 32, 4, 6) for x in seen]
+        found = network.features(pictures(), 2)
+    assert all(torch.allclose(x, y, atol=1e-5) for x, y in zip(found, wanted, strict=True))
+    assert libraries.build(network.facts.spec).network.state_dict().keys() == network.network.state_dict().keys()
+    unused = foreign.freeze_unused(network)
+    assert all("head" in each for each in unused) and bool(unused) == (kind == "Siglip")
 
 
 @pytest.fixture(scope="module")
@@ -370,6 +434,7 @@ def offline(cache: Path) -> str:
     command = [sys.executable, "-c", OFFLINE.format(name=NAME)]
     found = subprocess.run(command, env={**os.environ, **kept}, capture_output=True, text=True, timeout=300)
     assert found.returncode == 0, found.stderr
+    assert "fetching" in found.stderr.splitlines()[0] and NAME in found.stderr
     return found.stdout.strip()
 
 
@@ -390,4 +455,6 @@ def test_pretrained_weights_come_out_of_the_cache(tmp_path: Path) -> None:
 def test_without_them_the_remedies_are_named(tmp_path: Path) -> None:
     said = offline(tmp_path)
     assert said.startswith(f"timm:{NAME}: its weights cannot be had (") and "\n" not in said
-    assert all(word in said for word in ("gated", "dinov2-s", "backbone_weights=FILE", "backbone_weights=none"))
+    assert all(
+        word in said for word in ("gated", "dinov2-s", "backbone_weights=FILE", "teacher_weights=FILE", "none in")
+    )

@@ -7,7 +7,8 @@ is what model files hold, so that they open without a network) or ``module:NAME`
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -102,10 +103,12 @@ def adopt(module: nn.Module, keep: int = 2, side: int = 224) -> Foreign:
     answer is nothing of this kind.
     """
     name = type(module).__name__
-    training = module.training
-    with torch.no_grad():
-        maps = _maps(module.eval()(torch.zeros(1, 3, side, side, device=_device(module))), name)
-    module.train(training)
+    try:
+        with torch.no_grad(), evaluating(module):
+            answer = module(torch.zeros(1, 3, side, side, device=_device(module)))
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"{name} does not take a picture of {side} x {side} ({_reason(error)})") from error
+    maps = _maps(answer, name)
     widths, strides = [x.shape[1] for x in maps], [side // x.shape[-1] for x in maps]
     if len(set(strides)) == 1:
         places, stride = None, strides[-1]
@@ -140,9 +143,14 @@ def chosen(strides: Sequence[int], name: str) -> list[int]:
 
 def last(maps: list[Tensor], count: int, name: str) -> list[Tensor]:
     """The last ``count`` of them. Raises ``ValueError`` when there are fewer."""
-    if count > len(maps):
-        raise ValueError(f"{name}: gives {len(maps)} maps, {count} are asked for; use fewer blocks")
+    enough(len(maps), count, name)
     return maps[len(maps) - count :]
+
+
+def enough(there: int, count: int, name: str) -> None:
+    """Raises ``ValueError`` when a network has fewer maps than ``count``."""
+    if count > there:
+        raise ValueError(f"{name}: gives {there} maps, {count} are asked for; use fewer blocks")
 
 
 def _device(module: nn.Module) -> torch.device:
@@ -153,21 +161,34 @@ def check(foreign: Foreign, least: int = 1) -> None:
     """Raises ``ValueError`` for a backbone that takes pictures of one size only, is not what its library says, or gives
     fewer maps than ``least``."""
     facts = foreign.facts
-    training = foreign.training
     try:
-        with torch.no_grad():
-            maps = foreign.eval()(_gray(foreign))
+        with torch.no_grad(), evaluating(foreign):
+            maps = foreign(_gray(foreign))
     except (AssertionError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
         raise ValueError(
-            f"{title(facts.spec)} does not take pictures of every size ({reason}); choose another one"
+            f"{title(facts.spec)} does not take pictures of every size ({_reason(error)}); choose another one"
         ) from None
-    foreign.train(training)
     widths = [x.shape[1] for x in maps]
     if foreign.plain and len(maps) < least:
         raise ValueError(f"{title(facts.spec)}: gives {len(maps)} map(s), {least} are to be joined; use fusion=mean")
     if set(widths) != set(facts.widths):
         raise ValueError(f"{title(facts.spec)}: gives maps of {widths} channels instead of {list(facts.widths)}")
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """In evaluation mode for a while; after it every part is in the mode that it had, which may differ between them."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _gray(foreign: Foreign) -> Tensor:
@@ -181,8 +202,8 @@ def freeze_unused(foreign: Foreign) -> list[str]:
 
     Found by a backward pass over a small gray picture, so that every trained parameter has a gradient in every step.
     """
-    training = foreign.training
-    maps = foreign.eval()(_gray(foreign))
+    with evaluating(foreign):
+        maps = foreign(_gray(foreign))
     total = torch.stack([x.sum() for x in maps]).sum()
     named = [(name, p) for name, p in foreign.named_parameters() if p.requires_grad]
     found = torch.autograd.grad(total, [p for _, p in named], allow_unused=True)
@@ -190,5 +211,4 @@ def freeze_unused(foreign: Foreign) -> list[str]:
     for name, parameter in named:
         if name in unused:
             parameter.requires_grad_(False)
-    foreign.train(training)
     return unused
