@@ -21,8 +21,11 @@ import yaml
 
 from edgecrafter import hub, paired
 from edgecrafter.ablate_config import AblateConfig
+from edgecrafter.evaluate import FURTHER
 from edgecrafter.files import written_beside
+from edgecrafter.metrics.coco_count import KINDS
 from edgecrafter.models.sizes import VITS
+from edgecrafter.tasks import Task
 from edgecrafter.train import words
 from edgecrafter.train.config import TrainConfig, unknown
 from edgecrafter.train.distill_config import DistillConfig
@@ -50,6 +53,7 @@ def ablate(config: AblateConfig) -> dict[str, dict[int, dict[str, Any]]]:
     """
     config, named = _with_file(config)
     arms = _arms(config, named)
+    _check(config)
     folder = Path(config.folder)
     for arm, seed in itertools.product(arms, config.seeds):  # every option is checked before the first run
         _configs(config, arm, seed, folder)
@@ -63,11 +67,39 @@ def ablate(config: AblateConfig) -> dict[str, dict[int, dict[str, Any]]]:
     return results
 
 
+def _check(config: AblateConfig) -> None:
+    """Raises ``ValueError`` for what all arms share and cannot be."""
+    if not config.data:
+        raise ValueError("no data given: data=FOLDER, or a data.yaml or COCO json file")
+    if not isinstance(config.seeds, list) or not config.seeds:
+        raise ValueError(f"seeds={config.seeds}: expected one or more numbers, such as seeds=0,1,2")
+    known = score_names(hub.parse(config.model)[0])
+    if config.score not in known:
+        raise ValueError(f"score={config.score}: choose one of {', '.join(known)}")
+
+
+def score_names(task: Task) -> list[str]:
+    """What an evaluation of a task gives (``Scores.overall``)."""
+    found = []
+    for name in task.counts:
+        kind, prefix = KINDS[name], "" if name == task.counts[0] else FURTHER[name][0]
+        precisions = ["AP", "AP50", "AP75", *(f"AP{area}" for area in kind.areas)]
+        recalls = [*kind.recalls, *(f"AR{area}" for area in kind.areas)]
+        found += [prefix + score for score in (*precisions, *recalls)]
+    return found
+
+
 def _with_file(config: AblateConfig) -> tuple[AblateConfig, dict[str, Any]]:
     """The options with those of the file below them, and the arms that the file names."""
     if not config.grid:
         return config, {}
-    content = yaml.safe_load(Path(config.grid).read_text(encoding="utf-8"))
+    path = Path(config.grid).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"grid={config.grid}: there is no such file (from {Path.cwd()})")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{config.grid}: not a YAML file ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict) or not isinstance(content.get("arms", {}), dict):
         raise ValueError(f"{config.grid}: expected lines such as 'model: ecdet-p' and 'arms:' with a name each")
     arms = content.pop("arms", {})
@@ -111,26 +143,26 @@ def _choices(text: str) -> list[tuple[str, str, Any]]:
     stage, _, option = place.partition(".")
     if stage not in STAGES or not option or not values:
         raise ValueError(f"vary={text}: expected distill.OPTION=A|B or train.OPTION=A|B")
-    return [(stage, option, words.typed(yaml.safe_load(value))) for value in values.split("|")]
+    return [(stage, option, words.value_of(value)) for value in values.split("|")]
 
 
 def _configs(config: AblateConfig, arm: Arm, seed: int, folder: Path) -> tuple[DistillConfig | None, TrainConfig]:
     """The options of both stages for one seed; unknown ones are errors here."""
-    if not config.data:
-        raise ValueError("no data given: data=FOLDER, or a data.yaml or COCO json file")
     size = hub.parse(config.model)[1]
     place = {"exist_ok": True, "seed": seed}
     distilled = None
     if arm.distill is not None:
         vit = next(name for name, row in VITS.items() if row == size)
         options = {"student": f"ecvit-{vit}", "images": [config.data], **arm.distill, **place}
-        if options.get("teacher", "") == "":
-            raise ValueError(f"arm {arm.name}: no teacher given; distill=teacher=RUN or a name, or leave distill out")
         key = json.dumps(options, sort_keys=True)
         name = hashlib.sha256(key.encode()).hexdigest()[:12]  # arms that distil alike share one
-        distilled = DistillConfig.from_dict({**options, "project": str(folder / "distilled"), "name": name})
-    options = {"model": config.model, "data": config.data, "reload_best": False, **arm.train, **place}
-    trained = TrainConfig.from_dict({**options, "project": str(_home(folder, arm, seed)), "name": "detector"})
+        options |= {"project": str(folder / "distilled"), "name": name}
+        distilled = words.made(DistillConfig, "distill", options)
+        if not distilled.teacher:
+            raise ValueError(f"arm {arm.name}: no teacher given; distill=teacher=RUN or a name, or leave distill out")
+    options = {"model": config.model, "data": config.data, "reload_best": False, "weights": "none"}
+    options |= {**arm.train, **place, "project": str(_home(folder, arm, seed)), "name": "detector"}
+    trained: TrainConfig = words.made(TrainConfig, "train", options)
     if arm.distill is not None and "backbone" in arm.train:
         raise ValueError(f"arm {arm.name}: has both a distillation and train backbone={arm.train['backbone']}")
     trained.val_every = trained.epochs or 10**6  # the last epoch is scored, and no other

@@ -9,10 +9,11 @@ import pytest
 import yaml
 from scipy import stats
 
-from edgecrafter.ablate import ablate
+from edgecrafter.ablate import Arm, _configs, ablate, score_names
 from edgecrafter.ablate_config import AblateConfig
 from edgecrafter.data import scenes
 from edgecrafter.paired import Paired, table
+from edgecrafter.tasks import TASKS, Task
 from edgecrafter.train import distil, run, words
 
 QUICK_TRAIN = {"epochs": 1, "batch": 4, "imgsz": 64, "queries": 20, "augment": "none", "workers": 0, "lr": "3e-3"}
@@ -74,6 +75,12 @@ def test_a_grid_is_every_combination(tmp_path: Path, capsys: pytest.CaptureFixtu
         ({"vary": ["train.fusde=1"]}, "Did you mean 'fused'"),
         ({"vary": ["train.fused=1"], "baseline": "nobody"}, "baseline=nobody: choose one of"),
         ({}, "nothing to compare"),
+        ({"vary": ["train.fused=1"], "score": "foo"}, "score=foo: choose one of AP, AP50"),
+        ({"vary": ["train.fused=1"], "seeds": []}, "expected one or more numbers, such as seeds=0,1,2"),
+        ({"vary": ["distill.epochs=abc|2"], "distill": ["teacher=ecdet-p"]}, "distill: a value of the wrong kind"),
+        ({"vary": ["train.fused=1"], "train": ["epochs=abc"]}, "train: a value of the wrong kind"),
+        ({"vary": ["train.fused=[1"]}, r"'\[1': expected a value"),
+        ({"vary": ["distill.foo=1|2"]}, "distill: unknown option 'foo'"),
     ],
 )
 def test_wrong_options_are_errors_before_anything_runs(
@@ -84,11 +91,37 @@ def test_wrong_options_are_errors_before_anything_runs(
         ablate(AblateConfig(data="x", folder=str(tmp_path), **options))  # type: ignore[arg-type]
 
 
+def test_arms_begin_alike(tmp_path: Path) -> None:
+    """The detector of either arm starts from random weights, although ecdet-s has released ones; unless both are
+    asked to start from them."""
+    arms = [Arm("scratch", {}), Arm("distilled", {}, {"teacher": "dinov2-s"})]
+    config = AblateConfig(data="x", model="ecdet-s")
+    for arm in arms:
+        distilled, trained = _configs(config, arm, 0, tmp_path)
+        assert (trained.model, trained.weights) == ("ecdet-s", "none")
+        assert distilled is None or distilled.student == "ecvit-t"
+        asked = Arm(arm.name, {"weights": "ecdet-s"}, arm.distill)
+        assert _configs(config, asked, 0, tmp_path)[1].weights == "ecdet-s"
+
+
+def test_no_grid_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="grid=.*nowhere.yaml: there is no such file"):
+        ablate(AblateConfig(grid=str(tmp_path / "nowhere.yaml")))
+    (tmp_path / "broken.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match=r"broken.yaml: not a YAML file \(.*line 1"):
+        ablate(AblateConfig(grid=str(tmp_path / "broken.yaml")))
+
+
 def test_an_unknown_line_of_a_grid_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Did you mean 'seeds'"):
         ablate(AblateConfig(grid=grid(tmp_path, seds=[1])))
     with pytest.raises(ValueError, match="arm a: expected distill and train"):
         ablate(AblateConfig(grid=grid(tmp_path, arms={"a": {"tran": {}}})))
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
+def test_scores_of_a_task(task: Task) -> None:
+    assert set(task.scores) <= set(score_names(task))
 
 
 def test_arms_are_run_compared_and_not_run_again(
@@ -108,6 +141,7 @@ def test_arms_are_run_compared_and_not_run_again(
     assert distilled == [0], "arms that distil alike share one distillation"
     again = ablate(AblateConfig(grid=file, seeds=[0]))
     assert distilled == [0] and json.dumps(again) == json.dumps(first)  # a score may be NaN
+    assert list(first["scratch"][0]["scores"]) == score_names(TASKS["detect"])
     scores = {name: rows[0]["scores"]["AP"] for name, rows in first.items()}
     assert set(scores) == set(arms) and all(0 <= value <= 1 for value in scores.values())
     assert first["scratch"][0]["explained"] is None and first["distilled"][0]["explained"] is not None
