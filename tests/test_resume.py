@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from edgecrafter.data import scenes
 from edgecrafter.train import run
 from edgecrafter.train.config import TrainConfig
-from edgecrafter.train.log import read_rows
+from edgecrafter.train.log import Journal, read_rows
 from edgecrafter.train.loop import fit
 from edgecrafter.train.state import BEST, LAST, WEIGHTS, RunState, interrupted, read
 from edgecrafter.types import Batch
@@ -208,6 +208,41 @@ def test_resume_finds_the_newest_run_and_refuses_other_options(
         interrupted(True, tmp_path / "elsewhere")
     with pytest.raises(FileNotFoundError, match=r"resume=.*elsewhere"):
         interrupted(str(tmp_path / "elsewhere"), tmp_path)
+
+
+class Drawing(nn.Module):
+    """A backbone of others that draws random numbers while it is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            self.patches, self.drop = nn.Conv2d(3, 16, 16, 16), nn.Dropout(0.5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.drop(self.patches(images))
+
+
+def test_runs_around_a_backbone_that_draws_are_the_same(data: Path, tmp_path: Path) -> None:
+    """Two runs of one seed, and one that was interrupted after the first of two epochs."""
+    asked = options(data, tmp_path, epochs=2)
+    folders = [run.train(TrainConfig(**asked), Drawing()).folder for _ in range(2)]
+    begin = Journal.begin
+
+    def stopping(self: Journal, epoch: int, steps: int) -> None:
+        if epoch == 1:
+            raise Stopped
+        begin(self, epoch, steps)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Journal, "begin", stopping)
+        run.train(TrainConfig(**asked, name="broken"), Drawing())
+    torch.rand(5)  # whatever else happens in the process
+    folders.append(run.train(TrainConfig(resume=str(tmp_path / "broken"), device="cpu"), Drawing()).folder)
+    first, second, resumed = (read(folder / WEIGHTS / LAST) for folder in folders)
+    for name in ("network", "average", "optimizer"):
+        assert_same(first[name], second[name])
+        assert_same(first[name], resumed[name])
 
 
 def test_other_data_are_refused(data: Path, tmp_path: Path) -> None:

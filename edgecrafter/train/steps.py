@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 
 import torch
@@ -19,7 +20,8 @@ from edgecrafter.types import Batch, InputSpec, Labels, LayerOutput, Outputs, Ta
 class SupervisedStep(nn.Module):
     """Network, denoising and loss in one forward: ``Batch`` -> named losses whose sum is minimised.
 
-    The network runs under autocast, the losses in float32. Noise is a function of (seed, step, part, rank).
+    The network runs under autocast, the losses in float32. Noise is a function of (seed, step, part, rank), and so is
+    what a backbone of others draws from torch's global generator (dropout, drop path, scales of DINOv3's positions).
     """
 
     def __init__(
@@ -46,9 +48,10 @@ class SupervisedStep(nn.Module):
         self.budget = task.budget if budget is None else budget
         assert noise in task.noises
         self.noise = noise
-        for part in network.modules():
-            if isinstance(part, Foreign):
-                freeze_unused(part)
+        others = [part for part in network.modules() if isinstance(part, Foreign)]
+        for part in others:
+            freeze_unused(part)
+        self.draws = bool(others)  # our own networks draw nothing
         self.still = freeze_parts(network, freeze)
         self.train()
 
@@ -73,7 +76,8 @@ class SupervisedStep(nn.Module):
         places = torch.Generator(device).manual_seed(seed)
         batch = batch.to(device)
         images = self.spec.normalise(batch.images)
-        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        drawn = seeded(_mixed(seed, 1), device) if self.draws else nullcontext()
+        with drawn, torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
             outputs = self.network(images, [group])
         self.loss.reduce_count = lambda counts: _shared_counts(counts, objects)
         with torch.autocast(images.device.type, enabled=False):
@@ -81,6 +85,14 @@ class SupervisedStep(nn.Module):
                 float32(outputs), batch.targets, lambda shape: torch.rand(shape, generator=places, device=device)
             )
         return losses
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Inside, torch's global generators begin at ``seed``; those of the host and of a GPU ``device`` are put back."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def object_counts(batches: list[Batch], device: torch.device) -> Tensor | None:
