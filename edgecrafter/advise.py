@@ -18,7 +18,6 @@ from edgecrafter.data import loader, unlabelled
 from edgecrafter.distill import advise as numbers
 from edgecrafter.distill.teacher import Teacher
 from edgecrafter.infer import PRECISIONS
-from edgecrafter.models.detector import ecvit
 from edgecrafter.models.sizes import Size
 from edgecrafter.teachers import teacher as find_teacher
 from edgecrafter.train import machine
@@ -112,20 +111,16 @@ def table(rows: Sequence[Advice]) -> str:
 
 
 def _student(config: DistillConfig) -> tuple[nn.Module, Size, str]:
-    _, row = vits.row_of(config.student)
-    row = row.changed(**{name: getattr(config, name) for name in vits.OPTIONS if getattr(config, name) is not None})
+    _, row = vits.changed(config.student, config.to_dict())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        student = ecvit(row)
+        student, line = vits.made(row, config.weights)
     if config.weights == "none":
-        return student, row, (
-            f"student: {config.student} with random weights of seed {config.seed}; ridge and cka say how much of each "
-            "teacher plain local features already give. With weights=FILE they are about a student that has learned"
-        )  # fmt: skip
-    path = vits.find(config.weights)
-    if path is None:
-        raise ValueError(f"weights={config.weights}: expected a vision transformer of ours, a file or a name")
-    return student, row, f"student: {config.student}, {vits.load(student, path)}"
+        line = (
+            f"with random weights of seed {config.seed}; ridge and cka say how much of each teacher plain local "
+            "features already give. With weights=FILE they are about a student that has learned"
+        )
+    return student, row, f"student: {config.student}, {line}"
 
 
 def _pictures(config: DistillConfig, device: torch.device) -> tuple[list[Tensor], list[str]]:

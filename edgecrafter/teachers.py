@@ -33,7 +33,7 @@ def teacher(
             raise ValueError("no teacher given: teacher=RUN or FILE, or a name such as dinov3-b, dinov2-s, timm:NAME")
         spec = registry.backbone(_plain(str(given), weights))
         if spec is not None:
-            return _of_foreign(libraries.build(spec, blocks, norm, weights), str(given), blocks)
+            return _of_foreign(libraries.build(spec, blocks, norm, weights), _named(str(given)), blocks)
         return _own(given, blocks, norm, weights)
 
 
@@ -74,15 +74,29 @@ def _own(given: str | Path, blocks: int, norm: bool, weights: str) -> Teacher:
         network: nn.Module = ecvit(size)
         if not random:
             vits.load(network, path)
-        return Teacher(network, InputSpec(), f"ecvit-{vit} of {path}", vits.about(path).get("licence", ""), blocks)
+        return Teacher(
+            network, InputSpec(), f"ecvit-{vit} of {_short(path)}", vits.about(path).get("licence", ""), blocks
+        )
     built = hub.build(info_or_none)
     if not random:
         built.load_state_dict(state, strict=True)
     network = built.get_submodule("backbone.vit")
     if isinstance(network, Foreign) and norm != info_or_none.size.norm:
         raise ValueError(f"{path}: was trained with norm={info_or_none.size.norm}, its features mean something only so")
-    title = f"{info_or_none.name} of {path}" + (", random" if random else "")
+    title = f"{info_or_none.name} of {_short(path)}" + (", random" if random else "")
     return Teacher(network, info_or_none.input, title, info_or_none.licence, blocks)
+
+
+def _short(path: Path) -> str:
+    """A file without the folders of this machine: the name of its run's folder, or its own. It goes into files."""
+    path = path.absolute()
+    return path.parent.parent.name if path.parent.name == "weights" else path.name
+
+
+def _named(given: str) -> str:
+    """The name of a backbone; of a local folder (``hf:FOLDER``) its last part only."""
+    kind, sign, place = given.partition(":")
+    return f"{kind}:{Path(place).name}" if sign and Path(place).expanduser().exists() else given
 
 
 def _is_vit(state: dict[str, torch.Tensor]) -> bool:

@@ -34,6 +34,24 @@ def row_of(name: str) -> tuple[str, Size]:
     return vit, SIZES[VITS[vit]]
 
 
+def changed(name: str, options: Mapping[str, Any]) -> tuple[str, Size]:
+    """As ``row_of``, with those of ``options`` that shape the ViT (``OPTIONS``) and are not None."""
+    vit, row = row_of(name)
+    return vit, row.changed(**{name: options[name] for name in OPTIONS if options.get(name) is not None})
+
+
+def made(row: Size, weights: str = "none") -> tuple[nn.Module, str]:
+    """A ViT to train, and a line that says what it starts from: ``weights`` is none (random numbers of torch's global
+    generator), or what ``find`` takes. Raises ``ValueError`` and ``FileNotFoundError`` for anything else."""
+    vit = ecvit(row)
+    if weights == "none":
+        return vit, "starts from random weights"
+    path = find(weights)
+    if path is None:
+        raise ValueError(f"weights={weights}: expected a vision transformer of ours, a file or a name")
+    return vit, load(vit, path)
+
+
 def find(backbone: str | Path) -> Path | None:
     """The file of a ViT: a path, the folder of a distillation, or a released one; None for other libraries' names."""
     path = Path(backbone).expanduser()

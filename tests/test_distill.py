@@ -23,7 +23,8 @@ from test_resume import assert_same
 from torch import Tensor, nn
 
 from edgecrafter import hub, start, teachers, vits
-from edgecrafter.distill.align import Alignment, Explained, losses
+from edgecrafter.data.unlabelled import Paths
+from edgecrafter.distill.align import Alignment, Explained, in_words, losses
 from edgecrafter.distill.teacher import Teacher
 from edgecrafter.models import official
 from edgecrafter.models.detector import ecvit
@@ -31,13 +32,15 @@ from edgecrafter.models.foreign import adopt
 from edgecrafter.models.sizes import SIZES
 from edgecrafter.train import distil, distributed, optim
 from edgecrafter.train.align import AlignStep
+from edgecrafter.train.config import TrainConfig
 from edgecrafter.train.distil import Distilled, distill
 from edgecrafter.train.distill_config import DistillConfig
 from edgecrafter.train.distill_plan import resolve
 from edgecrafter.train.ema import Average
 from edgecrafter.train.log import Journal, read_rows
 from edgecrafter.train.loop import Update, gradients
-from edgecrafter.train.state import LAST, WEIGHTS, RunState, read
+from edgecrafter.train.run import train
+from edgecrafter.train.state import BEST, LAST, WEIGHTS, RunState, read
 from edgecrafter.types import Batch, InputSpec, Labels
 
 
@@ -243,6 +246,29 @@ def test_explained() -> None:
     assert Explained.share(torch.tensor([1.0, 4.0, 4.0, 4.0])) == 0  # a teacher that always says the same
 
 
+def test_explained_of_features_far_from_zero() -> None:
+    """Sums of a batch are float32: a mean that is large beside the spread must not drown it."""
+    target = noise(6, 8, 7, 7) + 1000
+    near = target + 0.5 * noise(6, 8, 7, 7, seed=1)
+    error = ((near - target).double() ** 2).sum()
+    variance = ((target.double() - target.double().mean((0, 2, 3), keepdim=True)) ** 2).sum()
+    assert explained([near], [target], 2) == pytest.approx(1 - float(error / variance), abs=1e-5)
+
+
+def test_explained_in_words() -> None:
+    assert in_words(0.1234, "9 pictures") == (
+        "the student gives 12.3 % of the variance of the teacher's features on 9 pictures"
+    )
+    assert "further from the teacher than the mean of each channel (explained -6.42): more epochs" in in_words(-6.42)
+
+
+@pytest.mark.parametrize(
+    "pictures, kept", [(2, 1), (9, 1), (12, 2), (50, 10), (80, 16), (799, 16), (1000, 20), (12800, 256), (10**6, 256)]
+)
+def test_how_many_pictures_are_kept_out(pictures: int, kept: int) -> None:
+    assert distil.to_keep_out(pictures) == kept
+
+
 class Scale(nn.Module):
     """Batch norm as it begins, without statistics: what a picture gives depends on it alone."""
 
@@ -324,7 +350,22 @@ def _processes(rank: int, folder: Path) -> dict[str, Any]:
         "synchronised": weights_after(lists, folder, "lars", frozen=False),
         "accumulated": weights_after([SHARES[rank][:2], SHARES[rank][1:]], folder, "lars"),
         "explained": step.explained(step.alignment, SHARES[rank]),
+        "pictures": [list(map(str, paths)) for paths in _looked_at(rank, folder / str(rank))],
     }
+
+
+def _looked_at(rank: int, folder: Path) -> tuple[Paths, Paths]:
+    """What a process is to use that has more pictures on its disk than the one before it."""
+    folder.mkdir(exist_ok=True)
+    for i in range(6 + rank):
+        small_data.picture((20, 20), i).save(folder / f"{i}.png")
+    return distil._pictures(DistillConfig(images=[str(folder)]))[:2]
+
+
+def test_the_first_process_chooses_the_pictures(processes: list[dict[str, Any]]) -> None:
+    first, second = (found["pictures"] for found in processes)
+    assert first == second and [len(paths) for paths in first] == [5, 1]
+    assert {Path(path).parent.name for paths in second for path in paths} == {"0"}
 
 
 @pytest.fixture(scope="module")
@@ -367,8 +408,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 OPTIONS: dict[str, Any] = {"student": "ecvit-p", "imgsz": 32, "batch": 2, "workers": 0, "device": "cpu", "epochs": 3}
 
 
-def run(pictures: Path, project: Path, teacher: nn.Module | None = None, **changes: Any) -> Distilled:
-    if teacher is None and "teacher" not in changes:
+def run(pictures: Path, project: Path, teacher: nn.Module | str | None = None, **changes: Any) -> Distilled:
+    if isinstance(teacher, str):
+        changes["teacher"], teacher = teacher, None
+    elif teacher is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(7)
             teacher = Wide()
@@ -399,6 +442,7 @@ def test_what_a_run_leaves_behind(finished: Path) -> None:
     assert all(row["skipped"] == "0" and -9 < float(row["val/explained"]) <= 1 for row in rows)
     arguments = (folder / "args.yaml").read_text()
     assert "optimizer: lars" in arguments and "teacher: Wide" in arguments
+    assert not (folder / WEIGHTS / BEST).exists()  # nothing goes back to it
     # every unreadable picture once, with its reason
     lines = (folder / "unreadable.txt").read_text(encoding="utf-8").splitlines()
     assert [Path(line.split("\t")[0]).name for line in lines] == ["cut.jpg", "empty.jpg", "text.png"]
@@ -539,6 +583,41 @@ def test_a_teacher_that_was_trained_here(pictures: Path, tmp_path: Path) -> None
     # nothing is learned without a rate, but for the statistics of batch norm
     one, other = vits.read(done.backbone), vits.read(again.backbone)
     assert all(torch.equal(one[name], other[name]) for name in one if "running" not in name and "num" not in name)
+
+
+def test_files_hold_no_folders_of_this_machine(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A teacher is named in the student's file, and so in every detector that starts from it, without its place."""
+    network, info = hub.create("ecdet-p", small.LABELS)
+    for place in ("run/weights/best.safetensors", "alone.safetensors"):
+        hub.save(network, info, tmp_path / place)
+    for given, name in (("run", "ecdet-p of run"), ("alone.safetensors", "ecdet-p of alone.safetensors")):
+        done = run(pictures, tmp_path, teacher=str(tmp_path / given), epochs=1)
+        notes = vits.about(done.backbone)
+        assert notes["teacher"] == name and f"from {name}: {info.licence}" in notes["licence"]
+        assert str(tmp_path) not in json.dumps(notes)
+        assert f"teacher: {name} ({tmp_path / given})" in capsys.readouterr().out
+    begun = start.start(start.origin("ecdet-p"), small.LABELS, (64, 64), backbone=done.folder).info
+    assert "ecdet-p of alone.safetensors" in begun.licence and str(tmp_path) not in begun.to_json()
+    assert teachers.teacher(str(done.folder), blocks=1).name == f"ecvit-p of {done.folder.name}"
+
+
+def test_a_teacher_without_a_licence(pictures: Path, tmp_path: Path) -> None:
+    done = run(pictures, tmp_path, teacher="ecdet-p", teacher_weights="none", epochs=1)
+    assert vits.about(done.backbone)["licence"].endswith(" from ecdet-p, random")
+
+
+def test_the_other_command_started_the_run(finished: Path) -> None:
+    with pytest.raises(
+        ValueError, match="started with edgecrafter distill; go on with that: edgecrafter distill --res"
+    ):
+        train(TrainConfig(resume=str(finished / "lars"), device="cpu"))
+    path = finished / "detector" / WEIGHTS / LAST
+    path.parent.mkdir(parents=True)
+    torch.save({"config": TrainConfig().to_dict()}, path)
+    with pytest.raises(ValueError, match="was started with edgecrafter train; go on with that"):
+        distill(DistillConfig(resume=str(finished / "detector"), device="cpu"))
 
 
 def test_a_student_learns() -> None:

@@ -43,4 +43,7 @@ class AlignStep(nn.Module):
         measure = Explained()
         for batch in batches:
             measure.add(*self.compare(alignment.eval(), batch))
-        return Explained.share(distributed.mean(measure.sums()))
+        sums, device = measure.sums(), next(self.parameters()).device
+        if device.type == "cuda":  # processes on GPUs add up there
+            sums = sums.to(device)
+        return Explained.share(distributed.mean(sums).cpu())

@@ -23,7 +23,7 @@ from edgecrafter.train import distributed, recipes
 from edgecrafter.train.config import ARCHITECTURE, TrainConfig, input_size
 from edgecrafter.train.log import CSV
 from edgecrafter.train.recipes import Plan
-from edgecrafter.train.state import LAST, WEIGHTS, interrupted, new_folder, read, run_project
+from edgecrafter.train.state import WEIGHTS, interrupted, new_folder, read_of, run_project
 from edgecrafter.train.steps import freeze_parts
 
 FREE_ON_RESUME = ("device", "workers", "resume", "project", "name", "exist_ok", "data")
@@ -90,7 +90,7 @@ def prepared(config: TrainConfig, backbone: nn.Module | None = None) -> Begin:
 def continued(asked: TrainConfig, backbone: nn.Module | None = None) -> Begin:
     """The run that ``asked.resume`` means, with its own options. Raises ``ValueError`` if other options were asked."""
     folder = distributed.broadcast(interrupted(asked.resume, asked.project) if distributed.rank() == 0 else Path())
-    saved = read(folder / WEIGHTS / LAST)
+    saved = read_of("train", folder)
     config = TrainConfig.from_dict(saved["config"])
     given = asked.given()
     for name, value in given.items():

@@ -17,10 +17,9 @@ from edgecrafter.data import loader, unlabelled
 from edgecrafter.data.loader import Loader
 from edgecrafter.data.unlabelled import Paths
 from edgecrafter.data.views import Strength, Views
-from edgecrafter.distill.align import TERM, Alignment
+from edgecrafter.distill.align import TERM, Alignment, in_words
 from edgecrafter.distill.teacher import Teacher
 from edgecrafter.infer import PRECISIONS
-from edgecrafter.models.detector import ecvit
 from edgecrafter.models.sizes import Size
 from edgecrafter.teachers import teacher as find_teacher
 from edgecrafter.train import distributed, machine, optim
@@ -32,11 +31,13 @@ from edgecrafter.train.ema import Average
 from edgecrafter.train.log import Journal
 from edgecrafter.train.loop import fit
 from edgecrafter.train.recipes import Plan
-from edgecrafter.train.state import LAST, WEIGHTS, RunState, interrupted, new_folder, read
+from edgecrafter.train.state import WEIGHTS, RunState, interrupted, new_folder, read_of
 from edgecrafter.types import Batch, InputSpec
 
-KEPT_OUT = (50, 256)
+SHARE, MOST = 50, 256
 """one picture in so many is kept out of the training to measure what was learned, and at most so many"""
+FEW_SHARE, FEW = 5, 16
+"""of few pictures: one in so many, up to so many"""
 SCORE = "explained"
 UNREADABLE = "unreadable.txt"
 FREE_ON_RESUME = ("device", "workers", "resume", "project", "name", "exist_ok", "images", "teacher", "teacher_weights")
@@ -76,10 +77,10 @@ class Begin:
 def distill(config: DistillConfig, teacher: nn.Module | None = None) -> Distilled:
     """Distil a teacher into a vision transformer, without labels.
 
-    Writes into ``project/name``: ``args.yaml`` (all options and the plan), ``results.csv``,
-    ``weights/backbone.safetensors`` (the student alone, after every epoch), ``weights/last.pt`` (to go on from; the
-    teacher is not in it) and ``unreadable.txt`` when pictures could not be read. ``teacher``: a module instead of the
-    one that the options name.
+    Writes into ``project/name``: ``args.yaml`` (all options and the plan), ``results.csv``, TensorBoard events when
+    that is installed, ``weights/backbone.safetensors`` (the student alone, after every epoch), ``weights/last.pt`` (to
+    go on from; the teacher is not in it) and ``unreadable.txt`` when pictures could not be read. ``teacher``: a module
+    instead of the one that the options name.
 
     Raises:
         ValueError, FileNotFoundError: options, pictures or weights that cannot be used, or no finite losses.
@@ -105,9 +106,7 @@ def _fresh(config: DistillConfig, module: nn.Module | None) -> Begin:
 
 def prepared(config: DistillConfig, module: nn.Module | None = None) -> Begin:
     """Pictures, networks and plan of a new run; nothing is written."""
-    vit, row = vits.row_of(config.student)
-    changes = {name: getattr(config, name) for name in vits.OPTIONS if getattr(config, name) is not None}
-    row = row.changed(**changes)
+    vit, row = vits.changed(config.student, config.to_dict())
     train, kept_out, unreadable, lines = _pictures(config)
     with distributed.first_process_first():
         alignment, teacher, said = _networks(config, row, module)
@@ -119,7 +118,7 @@ def prepared(config: DistillConfig, module: nn.Module | None = None) -> Begin:
 def _continued(asked: DistillConfig, module: nn.Module | None) -> Begin:
     """The run that ``asked.resume`` means, with its own options. Raises ``ValueError`` if others were asked for."""
     folder = distributed.broadcast(interrupted(asked.resume, asked.project) if distributed.rank() == 0 else Path())
-    saved = read(folder / WEIGHTS / LAST)
+    saved = read_of("distill", folder)
     config, given = DistillConfig.from_dict(saved["config"]), asked.given()
     for name, value in given.items():
         if name not in FREE_ON_RESUME and value != getattr(config, name):
@@ -136,18 +135,30 @@ def _continued(asked: DistillConfig, module: nn.Module | None) -> Begin:
             f"{folder} was started with {saved['world']} processes and {plan.pictures} pictures; now these are "
             f"{distributed.world()} and {len(train)}. A run goes on with the same pictures and processes only"
         )
-    _, row = vits.row_of(config.student)
-    row = row.changed(**{name: getattr(config, name) for name in vits.OPTIONS if getattr(config, name) is not None})
+    _, row = vits.changed(config.student, config.to_dict())
     alignment, teacher, _ = _networks(replace(config, weights="none"), row, module)
     distributed.say(f"going on after epoch {saved['progress']['epoch']}\n{report(plan, config.optimizer)}")
     return Begin(alignment, teacher, row, train, kept_out, plan, folder, config, saved, unreadable)
 
 
 def _pictures(config: DistillConfig) -> tuple[Paths, Paths, dict[str, str], list[str]]:
-    """Pictures to train on, those kept out of it, those that were found unreadable, and what to say."""
+    """Pictures to train on, those kept out of it, those that were found unreadable, and what to say.
+
+    The first process looks and decides for all: what is on their disks may differ.
+    """
+    found = distributed.broadcast(_looked(config) if distributed.rank() == 0 else None)
+    assert found is not None
+    return found
+
+
+def to_keep_out(pictures: int) -> int:
+    """How many of so many pictures are kept out."""
+    return min(MOST, max(1, min(FEW, pictures // FEW_SHARE), pictures // SHARE))
+
+
+def _looked(config: DistillConfig) -> tuple[Paths, Paths, dict[str, str], list[str]]:
     paths, lines = unlabelled.gather(config.images)
-    share, most = KEPT_OUT
-    count = min(most, max(1, len(paths) // share))
+    count = to_keep_out(len(paths))
     order = np.random.default_rng([config.seed, len(paths)]).permutation(len(paths))
     kept, unreadable = unlabelled.readable(paths, order, count)
     used = np.sort(order[len(kept) + len(unreadable) :])
@@ -165,14 +176,11 @@ def _networks(config: DistillConfig, row: Size, module: nn.Module | None) -> tup
         raise ValueError(f"student_blocks={config.student_blocks}: the student has {row.depth} blocks")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        student = ecvit(row)
+        student, line = vits.made(row, config.weights)
         alignment = Alignment(student, row.vit, widths[-1], config.student_blocks)
-    lines = [f"teacher: {teacher.name}", f"  licence: {teacher.licence or 'not stated'}"]
-    if config.weights != "none":
-        path = vits.find(config.weights)
-        if path is None:
-            raise ValueError(f"weights={config.weights}: expected a vision transformer of ours, a file or a name")
-        lines.append(vits.load(student, path))
+    where = f" ({given})" if module is None and str(given) not in teacher.name else ""
+    lines = [f"teacher: {teacher.name}{where}", f"  licence: {teacher.licence or 'not stated'}"]
+    lines.append(f"student: {config.student}, {line}")
     return alignment, teacher, lines
 
 
@@ -209,8 +217,8 @@ def _run(begin: Begin, device: torch.device) -> Distilled:
     explained = score(state.average.network)[SCORE]
     backbone = begin.folder / WEIGHTS / vits.BACKBONE
     distributed.say(
-        f"the student gives {100 * explained:.1f} % of the variance of the teacher's features on {len(begin.kept_out)} "
-        f"pictures that it has not seen\nbackbone: {backbone}   (edgecrafter train --backbone {begin.folder} ...)"
+        f"{in_words(explained, f'{len(begin.kept_out)} pictures that it has not seen')}\n"
+        f"backbone: {backbone}   (edgecrafter train --backbone {begin.folder} ...)"
     )
     return Distilled(begin.folder, backbone, explained, state.progress.epoch)
 
@@ -248,7 +256,8 @@ def batches_of(begin: Begin, device: torch.device) -> tuple[Loader, list[Batch]]
 def _save(averaged: nn.Module, begin: Begin) -> None:
     student = averaged.get_submodule("student")
     notes = {"teacher": begin.teacher.name, "student": begin.config.student}
-    licence = f"distilled by you with edgecrafter (Apache-2.0 code) from {begin.teacher.name}: {begin.teacher.licence}"
+    terms = f": {begin.teacher.licence}" if begin.teacher.licence else ""
+    licence = f"distilled by you with edgecrafter (Apache-2.0 code) from {begin.teacher.name}{terms}"
     vits.save(student, begin.row, begin.folder / WEIGHTS / vits.BACKBONE, {**notes, "licence": licence})
 
 

@@ -68,16 +68,16 @@ class RunState:
         self.progress = Progress()
 
     def save(self, best: bool = False) -> None:
-        """Write ``last.pt``, and first ``best.pt`` if asked for; in the first process only.
+        """Write ``last.pt``, and first ``best.pt`` if asked for and the plan goes back to it.
 
-        Each file is complete or absent at any moment. Whatever the moment of a kill, going on from ``last.pt`` writes
-        the same ``best.pt`` again.
+        In the first process only. Each file is complete or absent at any moment. Whatever the moment of a kill, going
+        on from ``last.pt`` writes the same ``best.pt`` again.
         """
         if distributed.rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             beside = self.folder / (LAST + ".part")
             _write(self.state_dict(), beside)
-            if best:
+            if best and self.plan.reload_best:
                 twin = self.folder / (BEST + ".part")
                 _link(beside, twin)
                 os.replace(twin, self.folder / BEST)
@@ -127,6 +127,18 @@ def read(path: Path) -> dict[str, Any]:
     if distributed.rank() == 0:
         state = torch.load(path, map_location="cpu", weights_only=True)
     return distributed.broadcast(state)
+
+
+def read_of(command: str, folder: Path) -> dict[str, Any]:
+    """The saved state of a run that ``command`` (train or distill) started. Raises ``ValueError`` for the other's."""
+    saved = read(folder / WEIGHTS / LAST)
+    started = "distill" if "student" in saved["config"] else "train"
+    if started != command:
+        raise ValueError(
+            f"resume={folder}: this run was started with edgecrafter {started}; go on with that: edgecrafter {started} "
+            f"--resume {folder}"
+        )
+    return saved
 
 
 def new_folder(project: str | Path, name: str, exist_ok: bool = False) -> Path:
