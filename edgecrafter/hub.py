@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgecrafter import registry
+from edgecrafter import registry, released
 from edgecrafter.download import download, from_hub
 from edgecrafter.files import written_beside
 from edgecrafter.models import foreign, libraries, official
@@ -61,7 +61,10 @@ def parse(name: str) -> tuple[Task, str]:
             return task, size
     if name.lower() in registry.TEACHERS:
         raise ValueError(f"{name} is a teacher to be made first: edgecrafter teach {name.lower()} DATASET")
-    raise ValueError(f"unknown model {name!r}; known: {', '.join(names())}. A file is given by its path.")
+    raise ValueError(
+        f"unknown model {name!r}; known: {', '.join(names())}, and the teachers to be made, "
+        f"{', '.join(registry.TEACHERS)}. A file is given by its path."
+    )
 
 
 def names() -> list[str]:
@@ -183,16 +186,19 @@ def locate(name_or_path: str | Path) -> Path:
 def resolve(path: str | Path) -> Path:
     """The best weights inside the folder of a training run or quickstart; any other path as it is.
 
-    Raises ``FileNotFoundError`` for a run that has not been evaluated yet.
+    Raises ``FileNotFoundError`` for a run that has not been evaluated yet, ``ValueError`` for that of a distillation.
     """
     path = Path(path).expanduser()
     for place in ("weights/best.safetensors", "model.safetensors"):
         if (path / place).is_file():
             return path / place
+    last = path / "weights" / "last.safetensors"
+    if not last.is_file() and any((path / "weights").glob("*.safetensors")):
+        raise _alone(path)
     if (path / "weights").is_dir():
         raise FileNotFoundError(
             f"{path}: no weights/best.safetensors; this run has not been evaluated yet. Take "
-            f"{path / 'weights' / 'last.safetensors'}, or go on with edgecrafter train --resume {path}"
+            f"{last}, or go on with edgecrafter train --resume {path}"
         )
     return path
 
@@ -206,55 +212,29 @@ def read(path: Path) -> tuple[dict[str, Tensor], ModelInfo]:
 
 
 def recognise(state: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], ModelInfo]:
-    """A released state dict -> weights under our names and the model they belong to, from keys and shapes.
+    """What ``read`` gives, of a state dict with released names. Raises ``ValueError`` unless one model fits."""
+    if released.vit_alone(state):
+        raise _alone(path)
+    ours, found = released.recognise(state, path)
+    licence = registry.EDGECRAFTER_LICENCE
+    return ours, ModelInfo(found.name, found.task.name, found.row, found.labels, licence=licence, source=path.name)
 
-    Raises ``ValueError`` that names the candidates when no model or more than one fits.
-    """
-    ours = official.to_ours(state)
-    shapes = {name: tuple(value.shape) for name, value in ours.items()}
-    fits, best = [], ("", 10**9, "")
-    for name in names():
-        info = _blank(name, shapes)
-        with torch.device("meta"):
-            wanted = {key: tuple(value.shape) for key, value in build(info).state_dict().items()}
-        different = [key for key in {**wanted, **shapes} if wanted.get(key) != shapes.get(key)]
-        if not different:
-            fits.append(info)
-        elif len(different) < best[1]:
-            best = (name, len(different), different[0])
-    if len(fits) == 1:
-        return ours, replace(fits[0], source=path.name)
-    if fits:
-        raise ValueError(f"{path}: fits more than one model: {', '.join(info.name for info in fits)}")
-    raise ValueError(
-        f"{path}: fits no model of {', '.join(names())}; nearest is {best[0]} with {best[1]} different entries, "
-        f"for example {best[2]}"
+
+def _alone(path: Path) -> ValueError:
+    return ValueError(
+        f"{path} holds a vision transformer alone and no model around it: edgecrafter train --backbone {path} makes a "
+        f"detector of it, edgecrafter distill --teacher {path} learns from it"
     )
-
-
-def write_released(weights: Mapping[str, Tensor], info: ModelInfo, path: str | Path) -> Path:
-    """Writes a ``.pth`` in the released layout (``model`` and ``ema.module``, official keys).
-
-    ``info`` goes along as text under a key of its own, so that ``read`` gives back classes and options, too. Raises
-    ``ValueError`` for a model around another library's backbone.
-    """
-    if info.size.backbone:
-        name = foreign.title(info.size.backbone)
-        raise ValueError(f"{info.name} around {name} has no released layout (.pth): keep it as .safetensors")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = official.to_official(weights)
-    with written_beside(path) as beside:
-        about = {"date": "", "last_epoch": 0, "edgecrafter": info.to_json()}
-        torch.save({**about, "model": state, "ema": {"module": state, "updates": 0}}, beside)
-    return path
 
 
 def convert(source: str | Path, target: str | Path) -> ModelInfo:
     """Released file -> ours (``.safetensors``), or ours -> released layout (``.pth``), by the target's ending."""
     state, info = read(locate(source))
     if Path(target).suffix == ".pth":
-        write_released(state, info, target)
+        if info.size.backbone:
+            name = foreign.title(info.size.backbone)
+            raise ValueError(f"{info.name} around {name} has no released layout (.pth): keep it as .safetensors")
+        released.write(state, info.to_json(), Path(target))
     elif Path(target).suffix == ".safetensors":
         save(state, info, target)
     else:
@@ -274,34 +254,8 @@ def open_file(path: Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
         except Exception as error:
             raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
         return state, ModelInfo.from_json(text) if text else None
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(
-            f"{path}: not a readable checkpoint ({str(error).splitlines()[0]}). Files with anything but tensors and "
-            "plain values are refused because loading them could run code. A file that was cut off: fetch it again"
-        ) from None
-    if {"network", "optimizer", "progress"} <= set(content):
-        raise ValueError(
-            f"{path} is the state of a training run, to go on with --resume; the model is "
-            f"{path.with_suffix('.safetensors')}"
-        )
-    state, text = official.unwrap(content), content.get("edgecrafter")
-    return (official.to_ours(state), ModelInfo.from_json(text)) if isinstance(text, str) else (state, None)
-
-
-def _blank(name: str, shapes: Mapping[str, tuple[int, ...]]) -> ModelInfo:
-    """What a file without ``ModelInfo`` is if it is of this model: numbers in place of names that are not known."""
-    task, size = parse(name)
-    labels = task.labels
-    classes = shapes.get("decoder.enc_score.bias", (len(labels),))[0]
-    if classes != len(labels):
-        labels = replace(labels, names=tuple(f"class {i}" for i in range(classes)), ids=(), unused=())
-    points = shapes.get("decoder.keypoints.weight", (0,))[0]
-    if labels.skeleton is not None and points not in (0, len(labels.skeleton)):
-        labels = replace(labels, skeleton=Skeleton(tuple(f"keypoint {i}" for i in range(points))))
-    row = task.size(SIZES[size]).changed(**task.released)
-    return ModelInfo(name, task.name, row, labels, licence=registry.EDGECRAFTER_LICENCE)
+    state, text = released.read(path)
+    return (official.to_ours(state), ModelInfo.from_json(text)) if text else (state, None)
 
 
 def _tuples(value: Any) -> Any:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from edgecrafter import hub, registry, vits
+from edgecrafter import hub, registry, released, vits
 from edgecrafter.distill.teacher import Teacher
 from edgecrafter.download import download
 from edgecrafter.models import foreign, libraries
 from edgecrafter.models.detector import ecvit
 from edgecrafter.models.foreign import Foreign
+from edgecrafter.models.sizes import SIZES
 from edgecrafter.types import InputSpec
 
 
@@ -28,13 +30,29 @@ def teacher(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if isinstance(given, nn.Module):
+            if weights != foreign.PRETRAINED or not norm:
+                raise ValueError("teacher_weights and norm do not go with a module: it is taken as it is")
             return _of_foreign(foreign.adopt(given, blocks), type(given).__name__, blocks)
         if not str(given):
             raise ValueError("no teacher given: teacher=RUN or FILE, or a name such as dinov3-b, dinov2-s, timm:NAME")
         spec = registry.backbone(_plain(str(given), weights))
         if spec is not None:
             return _of_foreign(libraries.build(spec, blocks, norm, weights), _named(str(given)), blocks)
-        return _own(given, blocks, norm, weights)
+        found = _own(given, blocks, norm, weights)
+        if not norm and not isinstance(found.network, Foreign):
+            raise ValueError(
+                f"norm=false: {given} has a vision transformer of ours, without a final norm; leave norm out"
+            )
+        return found
+
+
+def missing(named: str, *more: str) -> FileNotFoundError:
+    """The error for a teacher that is nothing known; ``more`` are further names that are allowed."""
+    known = [*more, *registry.TEACHERS, *registry.BACKBONES, *hub.names()[: len(SIZES)], *vits.names()]
+    return FileNotFoundError(
+        f"teacher={named}: no file and no folder of a finished run, and not one of {', '.join(known)}, timm:NAME, "
+        "hf:OWNER/NAME"
+    )
 
 
 def _plain(name: str, weights: str) -> str:
@@ -57,17 +75,19 @@ def _of_foreign(network: Foreign, name: str, blocks: int) -> Teacher:
 
 def _own(given: str | Path, blocks: int, norm: bool, weights: str) -> Teacher:
     """A model or a ViT of ours: a file, the folder of a run, or a name."""
+    if weights not in (foreign.PRETRAINED, foreign.RANDOM):
+        raise ValueError(
+            f"teacher_weights={weights}: a file is for timm: and hf: backbones; for {given} expected pretrained (its "
+            "own weights) or none (random)"
+        )
     random = weights == foreign.RANDOM
     name, path = str(given), Path(given).expanduser() / "weights" / vits.BACKBONE
     path = path if path.is_file() else hub.resolve(given)
-    if random and not path.is_file() and hub.proper(name) in hub.names():
-        info = hub.described(name)
-        return Teacher(hub.build(info).get_submodule("backbone.vit"), info.input, f"{name}, random", "", blocks)
-    if not path.is_file():
-        row = registry.find(name.lower())
-        path = download(row) if row else hub.locate(given)
+    if random and not path.is_file():
+        return Teacher(*_untrained(name), f"{name}, random", "", blocks)
+    path = path if path.is_file() else _published(name)
     state, info_or_none = hub.open_file(path)
-    if info_or_none is None and not _is_vit(state):
+    if info_or_none is None and not released.vit_alone(state):
         state, info_or_none = hub.recognise(state, path)
     if info_or_none is None:
         vit, size = vits.recognise(path)
@@ -95,9 +115,31 @@ def _short(path: Path) -> str:
 
 def _named(given: str) -> str:
     """The name of a backbone; of a local folder (``hf:FOLDER``) its last part only."""
-    kind, sign, place = given.partition(":")
-    return f"{kind}:{Path(place).name}" if sign and Path(place).expanduser().exists() else given
+    if ":" not in given:
+        return given
+    kind, _, place = foreign.title(given).partition(":")
+    return f"{kind}:{Path(place).name if os.path.exists(os.path.expanduser(place)) else place}"
 
 
-def _is_vit(state: dict[str, torch.Tensor]) -> bool:
-    return any(name.startswith("blocks.") for name in state)
+def _untrained(name: str) -> tuple[nn.Module, InputSpec]:
+    """The ViT of a name with random weights, and its input. Raises ``FileNotFoundError`` for other words."""
+    if name.lower() in vits.names():
+        return ecvit(vits.row_of(name)[1]), InputSpec()
+    if hub.proper(name) in hub.names():
+        info = hub.described(name)
+        return hub.build(info).get_submodule("backbone.vit"), info.input
+    raise missing(name)
+
+
+def _published(name: str) -> Path:
+    """The file of a name. Raises ``ValueError`` where there is none, ``FileNotFoundError`` for other words."""
+    row = registry.find(hub.proper(name))
+    if row is not None:
+        return download(row)
+    if name.lower() in vits.names():
+        raise ValueError(
+            f"{name} has no published weights: distil it first and give that folder, or teacher_weights=none"
+        )
+    if hub.proper(name) in hub.names():
+        return hub.locate(name)  # says what to do
+    raise missing(name)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgecrafter import hub, registry
+from edgecrafter import hub, registry, released
 from edgecrafter.download import download
 from edgecrafter.files import written_beside
 from edgecrafter.hub import ModelInfo, open_file, resolve
@@ -26,11 +26,16 @@ BACKBONE = "backbone.safetensors"
 """name of the ViT that a distillation writes"""
 
 
+def names() -> list[str]:
+    """All vision transformers of ours, ``ecvit-p`` and so on."""
+    return ["ecvit-" + vit for vit in VITS]
+
+
 def row_of(name: str) -> tuple[str, Size]:
     """``ecvit-t`` -> ``t`` and the row of the detector that it belongs to. Raises ``ValueError`` for other names."""
     vit = name.lower().removeprefix("ecvit-")
     if vit not in VITS:
-        raise ValueError(f"unknown vision transformer {name!r}; known: {', '.join('ecvit-' + v for v in VITS)}")
+        raise ValueError(f"unknown vision transformer {name!r}; known: {', '.join(names())}")
     return vit, SIZES[VITS[vit]]
 
 
@@ -46,14 +51,17 @@ def made(row: Size, weights: str = "none") -> tuple[nn.Module, str]:
     vit = ecvit(row)
     if weights == "none":
         return vit, "starts from random weights"
-    path = find(weights)
+    path = find(weights, "weights")
     if path is None:
         raise ValueError(f"weights={weights}: expected a vision transformer of ours, a file or a name")
     return vit, load(vit, path)
 
 
-def find(backbone: str | Path) -> Path | None:
-    """The file of a ViT: a path, the folder of a distillation, or a released one; None for other libraries' names."""
+def find(backbone: str | Path, option: str = "backbone") -> Path | None:
+    """The file of a ViT: a path, the folder of a distillation, or a released one; None for other libraries' names.
+
+    ``option`` is what the user calls it. Raises ``FileNotFoundError`` for anything else.
+    """
     path = Path(backbone).expanduser()
     for place in (path, path / "weights" / BACKBONE):
         if place.is_file():
@@ -65,17 +73,15 @@ def find(backbone: str | Path) -> Path | None:
         return None
     if resolve(path).is_file():  # the folder of a training
         return resolve(path)
-    known = [*("ecvit-" + v for v in VITS if registry.find("ecvit-" + v)), *registry.BACKBONES]
-    raise FileNotFoundError(
-        f"backbone {backbone}: no such file, no folder of a distillation, and not one of {', '.join(known)}, "
-        "timm:NAME, hf:OWNER/NAME"
-    )
+    known = [name for name in names() if registry.find(name)]
+    known += [*registry.BACKBONES, "timm:NAME", "hf:OWNER/NAME"] if option == "backbone" else []
+    raise FileNotFoundError(f"{option}={backbone}: no such file, no folder of a run, and not one of {', '.join(known)}")
 
 
 def read(path: Path) -> dict[str, Tensor]:
     """A ViT alone under our names: of a file that has nothing else, with released keys, or of a detector's."""
     state, info = open_file(path)
-    if info is None and not any(name.startswith("blocks.") for name in state):  # a released detector
+    if info is None and not released.vit_alone(state):  # a released detector
         state, info = hub.recognise(state, path)
     if info is not None and info.size.backbone:
         raise ValueError(
@@ -151,4 +157,4 @@ def recognise(path: Path) -> tuple[str, Size]:
             wanted = {name: tuple(value.shape) for name, value in ecvit(row).state_dict().items()}
         if wanted == shapes:
             return vit, row
-    raise ValueError(f"{path}: holds no vision transformer of ours ({', '.join('ecvit-' + v for v in VITS)})")
+    raise ValueError(f"{path}: holds no vision transformer of ours ({', '.join(names())})")

@@ -21,6 +21,7 @@ FLOORS = (
     ("losses", "postprocess", "metrics", "draw"),
     ("infer", "results", "registry", "distill", "paired"),
     ("tasks", "download"),
+    ("released",),
     ("hub",),
     ("vits",),
     ("start", "evaluate", "teachers"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,63 @@ def test_a_module_becomes_a_teacher(here: Path) -> None:
     assert model.info.size.backbone == "module:Patches" and model.predict("data/images/val_00000.jpg", conf=0)
     found = ec.distill(student="ecvit-p", teacher=module, images=["data"], epochs=1, name="module", **QUICK)
     assert found.backbone.is_file()
+
+
+# teachers of ours, and what is none
+
+
+def test_options_of_others_are_refused_by_a_teacher_of_ours(here: Path) -> None:
+    for given in ("runs/distill/student", "ecdet-p", "ecvit-p"):
+        with pytest.raises(
+            ValueError, match=f"teacher_weights=/no/such.pth: a file is for timm.* for {given} expected"
+        ):
+            teachers.teacher(given, weights="/no/such.pth")
+        with pytest.raises(ValueError, match="has a vision transformer of ours, without a final norm"):
+            teachers.teacher(given, norm=False, weights="none")
+    for options in ({"norm": False}, {"weights": "none"}):
+        with pytest.raises(ValueError, match="do not go with a module"):
+            teachers.teacher(Patches(), **options)  # type: ignore[arg-type]
+
+
+def test_a_random_vit_by_name_needs_no_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("downloads"))
+    for name, width in (("ecvit-p", 96), ("ECViT-T", 192)):
+        first, second = (teachers.teacher(name, weights="none", seed=seed) for seed in (0, 0))
+        assert first.widths((64, 64)) == [width] * 2
+        values = zip(first.network.parameters(), second.network.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in values)
+    with pytest.raises(ValueError, match="ecvit-p has no published weights: distil it first"):
+        teachers.teacher("ecvit-p")
+
+
+def test_an_unknown_teacher_is_told_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    for weights in ("pretrained", "none"):
+        with pytest.raises(FileNotFoundError, match="teacher=nosuch: .*ecteacher-s, .*dinov2-s, .*ecdet-p, .*hf:OWNER"):
+            teachers.teacher("nosuch", weights=weights)
+    assert main(["teach", "ecteacher-q", "data"]) == 1
+    said = capsys.readouterr()
+    assert "own ViT" not in said.out and "ecteacher-s, ecteacher-b" in said.err
+
+
+def test_a_vit_alone_is_no_model(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from edgecrafter.pipeline.config import PipelineConfig
+    from edgecrafter.pipeline.stages import stages
+
+    folder = "runs/distill/student"
+    file = f"{folder}/weights/{vits.BACKBONE}"
+    for given in (folder, file):
+        hint = f"{given} holds a vision transformer alone .*edgecrafter train --backbone {given}"
+        words = (["info", given], ["val", given, "data"], ["convert", given, "x.pth"], ["predict", given, "x.jpg"])
+        for command in (*words, ["train", "ecdet-p", "data", "--weights", given]):
+            assert main(list(command)) == 1
+            assert re.search(hint, capsys.readouterr().err)
+        plan = stages(PipelineConfig(model="ecdet-p", data="data", teacher=given, weights="none"), Path("f"))
+        assert getattr(plan[0].config, "teacher", None) == given, "but it is a teacher"
+        assert teachers.teacher(given).widths((64, 64)) == [96, 96]
+    with pytest.raises(
+        FileNotFoundError, match="weights=foo.pt: .*not one of ecvit-t, ecvit-t[+], ecvit-s, ecvit-s[+]$"
+    ):
+        ec.distill(student="ecvit-p", teacher="ecvit-p", teacher_weights="none", images=["data"], weights="foo.pt")
 
 
 # the paper's teachers

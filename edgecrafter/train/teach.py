@@ -48,6 +48,7 @@ def teach(config: TeachConfig, backbone: nn.Module | None = None) -> Trained:
 
     ``backbone``: a module to adapt instead of the one that the options name.
     """
+    from edgecrafter import hub
     from edgecrafter.train import distributed, machine, run
 
     training = config.training()
@@ -55,6 +56,8 @@ def teach(config: TeachConfig, backbone: nn.Module | None = None) -> Trained:
         training = replace(training, backbone=None)
     with distributed.session(machine.device(config.device)):
         if not training.resume and backbone is None and training.backbone is None:
+            if not hub.resolve(training.model).is_file():
+                hub.parse(training.model)  # first of all: is it a model?
             distributed.say(f"no other backbone was asked for: of {training.model} its own ViT is the teacher")
         found = run.train(training, backbone)
         distributed.say(f"teacher: edgecrafter distill --teacher {found.folder} --images PICTURES")

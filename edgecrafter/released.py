@@ -1,0 +1,111 @@
+"""Checkpoints in the released layout (.pth): read, written, and recognised by names and shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from edgecrafter.files import written_beside
+from edgecrafter.models import official
+from edgecrafter.models.detector import detector
+from edgecrafter.models.sizes import SIZES, Size
+from edgecrafter.tasks import TASKS, Task
+from edgecrafter.types import Labels, Skeleton
+
+
+class Match(NamedTuple):
+    """A model that a state dict fits."""
+
+    task: Task
+    size: str
+    row: Size
+    labels: Labels
+    """the authors' classes; where the number is another one, numbers in place of names that are not known"""
+
+    @property
+    def name(self) -> str:
+        return f"{self.task.prefix}-{self.size}"
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors of a checkpoint under its own names, and the text that ``write`` left in it. Never unpickles code.
+
+    Raises ``ValueError`` for files that cannot be read or are something else.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{path}: not a readable checkpoint ({str(error).splitlines()[0]}). Files with anything but tensors and "
+            "plain values are refused because loading them could run code. A file that was cut off: fetch it again"
+        ) from None
+    if {"network", "optimizer", "progress"} <= set(content):
+        raise ValueError(
+            f"{path} is the state of a training run, to go on with --resume; the model is "
+            f"{path.with_suffix('.safetensors')}"
+        )
+    text = content.get("edgecrafter")
+    return official.unwrap(content), text if isinstance(text, str) else None
+
+
+def write(weights: Mapping[str, Tensor], text: str, path: Path) -> Path:
+    """Writes weights under our names as ``model`` and ``ema.module``, with the released ones.
+
+    ``text`` goes along under a key of its own.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = official.to_official(weights)
+    with written_beside(path) as beside:
+        about = {"date": "", "last_epoch": 0, "edgecrafter": text}
+        torch.save({**about, "model": state, "ema": {"module": state, "updates": 0}}, beside)
+    return path
+
+
+def vit_alone(state: Mapping[str, Any]) -> bool:
+    """Whether these are the names of a vision transformer without a detector around it."""
+    return any(name.startswith("blocks.") for name in state)
+
+
+def recognise(state: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], Match]:
+    """A released state dict -> weights under our names and the model they belong to, from keys and shapes.
+
+    Raises ``ValueError`` that names the candidates when no model or more than one fits; ``path`` is for the message.
+    """
+    ours = official.to_ours(state)
+    shapes = {name: tuple(value.shape) for name, value in ours.items()}
+    candidates = [_candidate(task, size, shapes) for task in TASKS.values() for size in SIZES]
+    fits, best = [], ("", 10**9, "")
+    for each in candidates:
+        with torch.device("meta"):
+            network = detector(each.row, each.task.decoder(each.row, each.labels))
+        wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+        different = [key for key in {**wanted, **shapes} if wanted.get(key) != shapes.get(key)]
+        if not different:
+            fits.append(each)
+        elif len(different) < best[1]:
+            best = (each.name, len(different), different[0])
+    if len(fits) == 1:
+        return ours, fits[0]
+    if fits:
+        raise ValueError(f"{path}: fits more than one model: {', '.join(each.name for each in fits)}")
+    raise ValueError(
+        f"{path}: fits no model of {', '.join(each.name for each in candidates)}; nearest is {best[0]} with {best[1]} "
+        f"different entries, for example {best[2]}"
+    )
+
+
+def _candidate(task: Task, size: str, shapes: Mapping[str, tuple[int, ...]]) -> Match:
+    """What a file is if it is of this model."""
+    labels = task.labels
+    classes = shapes.get("decoder.enc_score.bias", (len(labels),))[0]
+    if classes != len(labels):
+        labels = replace(labels, names=tuple(f"class {i}" for i in range(classes)), ids=(), unused=())
+    points = shapes.get("decoder.keypoints.weight", (0,))[0]
+    if labels.skeleton is not None and points not in (0, len(labels.skeleton)):
+        labels = replace(labels, skeleton=Skeleton(tuple(f"keypoint {i}" for i in range(points))))
+    return Match(task, size, task.size(SIZES[size]).changed(**task.released), labels)
