@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgecrafter import hub, registry, vits
+from edgecrafter import hub, registry, teachers, vits
 from edgecrafter.models.sizes import VITS
 from edgecrafter.pipeline.config import PipelineConfig
 from edgecrafter.start import origin
@@ -145,12 +145,8 @@ def _teacher(config: PipelineConfig, vit: str, sized: Mapping[str, Any], common:
 def _finished(config: PipelineConfig, named: str) -> None:
     """Raises unless ``teacher`` is a file or the folder of a run."""
     path = Path(named).expanduser()
-    if not (hub.resolve(path).is_file() or (path / "weights" / vits.BACKBONE).is_file() or registry.find(named)):
-        known = ", ".join(["auto", *registry.TEACHERS, *registry.BACKBONES, "ecdet-p, ..., ecdet-x"])
-        raise FileNotFoundError(
-            f"teacher={named}: no file and no folder of a finished run, and not one of {known}, timm:NAME, "
-            "hf:OWNER/NAME"
-        )
+    if not ((path / "weights" / vits.BACKBONE).is_file() or hub.resolve(path).is_file() or registry.find(named)):
+        raise teachers.missing(named, "auto")
     if config.teach:
         raise ValueError(f"teach={','.join(config.teach)}: {named} is a finished teacher, there is no stage 1")
 
