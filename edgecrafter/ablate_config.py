@@ -23,8 +23,8 @@ class AblateConfig:
     """options of every distillation, such as teacher=runs/teach/teach or epochs=20 (see edgecrafter distill --help);
     images are those of `data` unless given"""
     train: list[str] = field(default_factory=list)
-    """options of every training, such as epochs=20 (see edgecrafter train --help); weights are none unless given, so that
-    detectors with and without a distilled backbone begin alike"""
+    """options of every training, such as epochs=20 (see edgecrafter train --help); weights are none unless given, so
+    that detectors with and without a distilled backbone begin alike"""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """seeds of every arm"""
     baseline: str = ""
