@@ -23,8 +23,8 @@ OWN_SIDE = 256
 """input size in pixels for data that are not generated"""
 SIZE, TEACHER = "p", "ecdet-p"
 """of the model, and who teaches it"""
-VIEW, SHORT = 128, ("optimizer=adamw", "lr=0.03")
-"""side of the pictures of the distillation, at most; in a few hundred steps AdamW comes nearer than LARS"""
+VIEW = 128
+"""side of the pictures of the distillation, at most"""
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _staged(task: str, count: int, epochs: int | None, options: dict[str, Any]) 
         teacher=TEACHER,
         epochs=seen,
         teach=[*rates, f"epochs={first}", f"val_every={first}"],
-        distill=[f"epochs={views}", "batch=16", f"imgsz={min(VIEW, options['imgsz'])}", *SHORT],
+        distill=[f"epochs={views}", "batch=16", f"imgsz={min(VIEW, options['imgsz'])}"],
         train=[*rates, f"val_every={max(1, seen // 10)}"],
         weights="none",
         name=STAGES,

@@ -40,7 +40,13 @@ def test_a_short_one_on_own_data_leaves_everything(
         "2 epochs of 1 steps" if staged else "2 epochs at 64 x 64",
         "pipeline --resume here/stages" if staged else "train --resume here/training",
         *(
-            ("no pretrained weights", "| with distillation |", "| without distillation |", "Distillation")
+            (
+                "no pretrained weights",
+                "| with distillation |",
+                "| without distillation |",
+                "optimizer=adamw lr=0.03",
+                "report.md",
+            )
             if staged
             else ()
         ),

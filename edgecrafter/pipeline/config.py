@@ -47,7 +47,8 @@ class PipelineConfig:
     teach: list[str] = field(default_factory=list)
     """options of stage 1, such as teach=epochs=20,fused=1 (see edgecrafter teach --help)"""
     distill: list[str] = field(default_factory=list)
-    """options of stage 2, such as distill=optimizer=adamw,teacher_blocks=3 (see edgecrafter distill --help)"""
+    """options of stage 2, such as distill=optimizer=adamw,teacher_blocks=3 (see edgecrafter distill --help); with fewer
+    than 5000 steps the pipeline takes adamw at lr=0.03 unless one of the two is given"""
     train: list[str] = field(default_factory=list)
     """options of the detector in every arm, such as train=lr=1e-3 (see edgecrafter train --help)"""
     device: str = ""
@@ -67,7 +68,8 @@ class PipelineConfig:
     name: str = "pipeline"
     """name of this pipeline's folder; a number is appended when it exists"""
     exist_ok: bool = False
-    """write into the folder even if it holds an earlier pipeline, whose files are replaced"""
+    """write into the folder even if it holds an earlier pipeline, whose files are replaced; an ablation from its
+    `ablate.yaml` is removed"""
 
     def __post_init__(self) -> None:
         choice("precision", self.precision, PRECISIONS)

@@ -9,25 +9,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from edgecrafter import curves
+from edgecrafter.distill.align import in_words
 from edgecrafter.files import written_beside
+from edgecrafter.pipeline import grid
 from edgecrafter.pipeline.config import PipelineConfig
 from edgecrafter.pipeline.stages import DETECTOR, DISTILLED, PLAIN, TEACHER
 from edgecrafter.train.log import CSV, read_rows
 
-CLOSE = 0.02
-"""a difference of AP that another seed may well give"""
+ARGS = "args.yaml"
 
 
 def arm(run: Path) -> dict[str, Any]:
     """What ``results.csv`` of a finished run says: epochs, their seconds, and the scores of its last epoch (None for
-    undefined ones)."""
+    undefined ones); and the plan beside it: the learning rate of the ViT."""
     rows = read_rows(run / CSV)
     found: dict[str, Any] = {"epochs": len(rows), "seconds": round(sum(float(row["seconds"]) for row in rows), 1)}
     scored = [row for row in rows if row.get("val/AP")]
     if scored:
         best = max(scored, key=lambda row: _number(row["val/AP"]))  # the first of equal ones, as the run keeps it
         found |= {"best_epoch": int(best["epoch"]), "steps": int(rows[-1]["step"])}
+        found["backbone_lr"] = yaml.safe_load((run / ARGS).read_text(encoding="utf-8"))["plan"]["backbone_lr"]
         found |= {f"last_{name}": defined(float(scored[-1][f"val/{name}"])) for name in ("AP", "AP50")}
     return found
 
@@ -48,8 +52,8 @@ class Report:
     folder: Path
     options: PipelineConfig
     stages: Mapping[str, Mapping[str, Any]]
-    """by folder: title, epochs, seconds; of detectors AP and AP50 of the best epoch, ``last_AP``, ``last_AP50``,
-    ``best_epoch``; of the distillation ``explained``"""
+    """by folder: title, epochs, seconds, ``forecast`` (seconds); of detectors AP and AP50 of the best epoch,
+    ``last_AP``, ``last_AP50``, ``best_epoch``, ``backbone_lr``; of the distillation ``explained``"""
 
     @property
     def difference(self) -> float | None:
@@ -72,29 +76,29 @@ class Report:
             return [
                 "Only the distilled detector was trained (compare=false): whether distillation helped is not known."
             ]
-        points = f"{abs(100 * difference):.1f} points of AP"
+        points = f"{abs(100 * difference):.1f} points in this one run (last epoch)"
         if math.isnan(difference):
             said = "The arms cannot be compared: the validation pictures give no AP."
-        elif difference >= CLOSE:
-            said = f"Distillation helped here: {points} more than without it, at the last epoch."
         elif difference > 0:
-            said = f"No clear gain: {points} more with distillation at the last epoch, which may be chance."
+            said = f"With distillation AP is higher by {points}."
         elif difference == 0:
-            said = "Distillation did not help here: the same AP as without it, at the last epoch."
-        elif difference > -CLOSE:
-            said = f"Distillation did not help here: {points} less at the last epoch, which may be chance."
+            said = "Distillation did not help here: the same AP with and without it in this one run (last epoch)."
         else:
-            said = f"Distillation did not help here: {points} less than without it, at the last epoch."
+            said = f"Distillation did not help here: with it AP is lower by {points}."
         return [
             said,
-            f"One run per arm, with one seed ({self.options.seed}): a difference within a couple of points may be "
-            "chance. To know, run several seeds:",
-            f"  edgecrafter ablate --model {self.options.model} --data {self.options.data} --vary "
-            f"distill.teacher={self._teacher()} --seeds 0,1,2",
+            *self._failed(),
+            f"One seed ({self.options.seed}) cannot tell a couple of points from chance. The same comparison with "
+            "three seeds:",
+            f"  {grid.command(self.folder)}",
         ]
 
-    def _teacher(self) -> str:
-        return str(self.folder / TEACHER) if TEACHER in self.stages else self.options.teacher
+    def _failed(self) -> list[str]:
+        """That stage 2 taught nothing, if so: then the arms do not tell what distillation is worth."""
+        explained = self.stages.get(DISTILLED, {}).get("explained", 0.0)
+        if not explained < 0:
+            return []
+        return [f"But stage 2 failed: {in_words(explained)}. The comparison says nothing about distillation."]
 
     def text(self) -> str:
         """The whole report as Markdown."""
@@ -104,7 +108,8 @@ class Report:
         equal = f"{counted(detector['epochs'], 'epoch')}, {detector['steps']} steps"
         budget = [
             f"Same budget for both arms: {equal}, the same pictures, "
-            f"options and seed. The distilled arm had {duration(before)} more for what came before (stages 1 and 2)."
+            f"options and seed. {self._rates()}The distilled arm had {duration(before)} more for what came before "
+            "(stages 1 and 2)."
         ]
         table = [
             "| arm | AP | AP50 | best epoch | AP, last epoch | AP50, last epoch | epochs | time |",
@@ -127,6 +132,17 @@ class Report:
             ]
         )
 
+    def _rates(self) -> str:
+        """The learning rates of the ViT, if the arms differ in them."""
+        ours, theirs = (self.stages.get(name, {}).get("backbone_lr") for name in (DETECTOR, PLAIN))
+        if ours == theirs or theirs is None:
+            return ""
+        return (
+            f"They differ in the learning rate of the vision transformer: {ours:.3g} with distillation, {theirs:.3g} "
+            "without. What was distilled is preserved by a low rate (the paper's recipe); random weights learn at the "
+            "full rate. train=backbone_lr=... sets one for both. "
+        )
+
     def _row(self, name: str) -> str:
         each = self.stages[name]
         title = {DETECTOR: "with distillation", PLAIN: "without distillation"}.get(name, f"{name}, from the detector")
@@ -138,10 +154,10 @@ class Report:
     def _stages(self) -> list[str]:
         lines = []
         for name, each in self.stages.items():
-            text = f"- {each['title']}: {counted(each['epochs'], 'epoch')}, {duration(each['seconds'])}"
+            text = f"- {each['title']}: {counted(each['epochs'], 'epoch')}, forecast {duration(each['forecast'])}, "
+            text += f"took {duration(each['seconds'])}"
             if "explained" in each:
-                share = f"{max(0, 100 * float(each['explained'])):.0f} %"
-                text += f"; the student gives {share} of the variance of the teacher's features on pictures kept out"
+                text += f"; {in_words(each['explained'])}"
             if name == TEACHER:
                 text += f"; as a detector AP {_score(each['AP'])}, AP50 {_score(each['AP50'])}"
             lines.append(text)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edgecrafter.files import written_beside
+from edgecrafter.pipeline import grid
 from edgecrafter.pipeline.config import FREE_ON_RESUME, PipelineConfig
 from edgecrafter.pipeline.report import Report, arm, defined, duration, written
-from edgecrafter.pipeline.stages import DETECTOR, DISTILLED, PLAIN, TEACHER, Stage, stages
+from edgecrafter.pipeline.stages import DETECTOR, DISTILLED, FEW_STEPS, PLAIN, TEACHER, Stage, chosen, stages
 from edgecrafter.train import distil, distributed, machine, run, timing
 from edgecrafter.train.begin import clear
 from edgecrafter.train.config import TrainConfig
@@ -24,45 +25,67 @@ FOLDERS = (TEACHER, DISTILLED, DETECTOR, PLAIN, "segment", "pose")
 def pipeline(config: PipelineConfig) -> Report | None:
     """Run all stages that are not finished yet, each an ordinary run in the folder of the pipeline, and report.
 
-    The folder ``project/name`` holds ``pipeline.json`` (options, finished stages and what came out), the folders
-    ``teacher``, ``distilled``, ``detector`` and ``plain``, and at the end ``report.md``, ``report.json`` and
-    ``curves.png``. An interrupted pipeline goes on with ``resume``: finished stages are skipped, the interrupted one
-    goes on from its last epoch, and the result is that of an uninterrupted pipeline. None for ``dry``.
+    The folder ``project/name`` holds ``pipeline.json`` (options, forecast, finished stages and what came out), the
+    folders ``teacher``, ``distilled``, ``detector`` and ``plain``, and at the end ``report.md``, ``report.json``,
+    ``curves.png`` and ``ablate.yaml`` (the comparison, to repeat it with several seeds). An interrupted pipeline goes
+    on with ``resume``: finished stages are skipped, the interrupted one goes on from its last epoch, and the result is
+    that of an uninterrupted pipeline. None for ``dry``.
 
     Raises:
         ValueError, FileNotFoundError: options, data or weights that cannot be used; nothing was written then if it is
             found before the first stage begins.
     """
     with distributed.session(machine.device(config.device)):
-        folder, state = _resumed(config) if config.resume else (Path(), {})
+        folder, state = _resumed(config) if config.resume else (Path(), {"stages": {}, "chosen": None})
         config = _with_options(config, folder, state) if config.resume else config
-        planned = stages(config, folder if config.resume else Path(config.project).expanduser() / config.name)
+        place, choice = (folder if config.resume else Path(config.project).expanduser() / config.name), state["chosen"]
+        planned = stages(config, place, choice or {})
         distributed.say("measuring a few steps of each stage ...")
-        lines, seconds = forecast([stage for stage in planned if stage.name not in state.get("stages", {})])
-        distributed.say("\n".join(["", *(_done_lines(state)), *lines]))
+        expected = forecast([stage for stage in planned if stage.name not in state["stages"]], config, choice)
+        distributed.say("\n".join(["", *(_done_lines(state)), *expected.lines]))
         if config.dry:
             return None
         if not config.resume:
-            folder, state = _new(config, seconds)
-            planned = stages(config, folder)
+            folder, state = _new(config, expected)
+            planned = stages(config, folder, expected.chosen)
         distributed.say(f"all in {folder}; after an interruption: edgecrafter pipeline --resume {folder}")
-        for stage in planned:
-            if stage.name not in state["stages"]:
-                distributed.say(f"\n== {stage.title} ==")
-                state["stages"][stage.name] = _result(stage, _run(stage, folder, config), folder)
-                _write(state, folder)
+        _rest(planned, state, folder, config)
         report = Report(folder, config, state["stages"])
         if distributed.rank() == 0:
             written(report)
+            grid.write(planned, folder)
         distributed.barrier()
         distributed.say(f"\n{report.text()}")
         return report
 
 
-def forecast(planned: list[Stage]) -> tuple[list[str], float]:
-    """What will be done and how long it takes, a line for each stage, and the seconds of all, measured on a few steps
-    of each stage (of the same network with random weights, where the right ones are not there yet)."""
-    lines, total = ["what will be done, and a rough estimate of the time, measured on a few steps of each stage:"], 0.0
+def _rest(planned: list[Stage], state: dict[str, Any], folder: Path, config: PipelineConfig) -> None:
+    """Run what is not finished yet, and note each stage in ``state`` and ``pipeline.json``."""
+    for stage in planned:
+        if stage.name not in state["stages"]:
+            distributed.say(f"\n== {stage.title} ==")
+            found = _result(stage, _run(stage, folder, config), folder)
+            state["stages"][stage.name] = {**found, "forecast": state["forecast"][stage.name]}
+            _write(state, folder)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a pipeline will do, and how long that takes."""
+
+    lines: list[str]
+    """in words, a line for each stage"""
+    seconds: dict[str, float]
+    """of each stage, by its folder"""
+    chosen: dict[str, Any]
+    """options of the distillation that the pipeline chooses, now that its steps are known"""
+
+
+def forecast(planned: list[Stage], config: PipelineConfig, choice: dict[str, Any] | None) -> Forecast:
+    """Measured on a few steps of each stage (of the same network with random weights, where the right ones are not
+    there yet). ``choice``: what was chosen before; None: it is chosen now."""
+    lines = ["what will be done, and a rough estimate of the time, measured on a few steps of each stage:"]
+    seconds: dict[str, float] = {}
     known: list[tuple[Any, timing.Timing]] = []
     for number, stage in enumerate(planned, 1):
         found = next((found for probe, found in known if probe == stage.probe), None)
@@ -70,9 +93,20 @@ def forecast(planned: list[Stage]) -> tuple[list[str], float]:
             with distributed.silence():  # the plan of each run is said when it begins
                 found = _measure(stage.probe)
             known.append((stage.probe, found))
-        total += found.seconds
+        seconds[stage.name] = round(found.seconds, 1)
         lines.append(f"  {number}. {stage.title}: {found}, about {duration(found.seconds)}")
-    return [*lines, f"  together about {duration(total)}"], total
+        if stage.name == DISTILLED:
+            choice = chosen(config, found.plan.total) if choice is None else choice
+            lines += _choice_lines(choice, found.plan.total)
+    lines.append(f"  together about {duration(sum(seconds.values()))}")
+    return Forecast(lines, seconds, choice or {})
+
+
+def _choice_lines(choice: dict[str, Any], steps: int) -> list[str]:
+    if not choice:
+        return []
+    options = " ".join(f"{name}={value}" for name, value in choice.items())
+    return [f"     {options}, our choice for fewer than {FEW_STEPS} steps ({steps}); --distill optimizer=lars wins"]
 
 
 def _measure(probe: TrainConfig | DistillConfig) -> timing.Timing:
@@ -107,17 +141,19 @@ def _scores(found: run.Trained) -> dict[str, Any]:
     return {name: defined(found.scores.overall[name]) for name in ("AP", "AP50")}
 
 
-def _new(config: PipelineConfig, seconds: float) -> tuple[Path, dict[str, Any]]:
+def _new(config: PipelineConfig, expected: Forecast) -> tuple[Path, dict[str, Any]]:
     """The folder of a new pipeline, with its options; what an earlier one left there is removed first."""
     folder: Path = distributed.broadcast(
         new_folder(config.project, config.name, config.exist_ok) if distributed.rank() == 0 else Path()
     )
-    state: dict[str, Any] = {"options": config.to_dict(), "forecast": round(seconds, 1), "stages": {}}
+    state: dict[str, Any] = {"options": config.to_dict(), "chosen": expected.chosen, "forecast": expected.seconds}
+    state["stages"] = {}
     if distributed.rank() == 0:
         (folder / STATE).unlink(missing_ok=True)
         for name in FOLDERS:
             if (folder / name).is_dir():
                 clear(folder / name)
+        grid.clear(folder)
     _write(state, folder)
     return folder, state
 
@@ -129,7 +165,7 @@ def _resumed(config: PipelineConfig) -> tuple[Path, dict[str, Any]]:
     try:
         state = json.loads(text)
         PipelineConfig.from_dict(state["options"])
-        state["stages"] = dict(state["stages"])
+        state |= {name: dict(state[name]) for name in ("stages", "chosen", "forecast")}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / STATE}: not the file of a pipeline ({error}); start a new pipeline") from None
     return folder, state
@@ -161,8 +197,7 @@ def _with_options(asked: PipelineConfig, folder: Path, state: dict[str, Any]) ->
 
 
 def _done_lines(state: dict[str, Any]) -> list[str]:
-    done = state.get("stages", {})
-    return [f"done before: {each['title']} ({duration(each['seconds'])})" for each in done.values()]
+    return [f"done before: {each['title']} ({duration(each['seconds'])})" for each in state["stages"].values()]
 
 
 def _write(state: dict[str, Any], folder: Path) -> None:
