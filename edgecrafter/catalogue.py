@@ -6,15 +6,25 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-from torch import nn
-
-from edgecrafter import hub, registry
-from edgecrafter.models import libraries
-from edgecrafter.models.sizes import VITS
-from edgecrafter.start import untrained
+from edgecrafter import registry
 
 OURS = "a size of our own: no weights are published, train it on your data"
+TASKS = {"ecdet": "detect", "ecinsseg": "segment", "ecpose": "pose", "ecvit": "backbone", "ecteacher": "teacher"}
+"""first word of a name -> what it is for; other names are backbones"""
+
+# fmt: off
+PARAMETERS = {
+    "ecdet-p": 1_216_965, "ecdet-n": 4_248_393, "ecdet-s": 9_884_102, "ecdet-m": 19_431_502, "ecdet-l": 32_966_110,
+    "ecdet-x": 49_941_982, "ecinsseg-p": 1_273_286, "ecinsseg-n": 4_467_530, "ecinsseg-s": 10_411_911,
+    "ecinsseg-m": 20_364_623, "ecinsseg-l": 33_899_231, "ecinsseg-x": 50_875_103, "ecpose-p": 1_343_779,
+    "ecpose-n": 4_611_943, "ecpose-s": 9_989_871, "ecpose-m": 19_981_532, "ecpose-l": 34_566_764,
+    "ecpose-x": 51_542_636, "ecvit-p": 726_156, "ecvit-n": 2_476_944, "ecvit-t": 5_557_464, "ecvit-t+": 9_866_016,
+    "ecvit-s": 22_167_216, "ecvit-s+": 29_254_320, "ecteacher-s": 32_385_838, "ecteacher-b": 106_623_790,
+    "dinov3-s": 21_586_944, "dinov3-b": 85_641_216, "dinov3-l": 303_079_424, "dinov2-s": 22_056_192,
+    "dinov2-b": 86_579_712, "dinov2-l": 304_367_616,
+}
+# fmt: on
+"""Every name that is listed, and its parameters: counted by a test, so that a listing needs neither torch nor timm."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +56,7 @@ def models() -> list[Entry]:
 
     Teachers have no weights to fetch: they are made, and what is said is of the backbone that they are made of.
     """
-    ours = [_entry(name) for name in [*hub.names(), *("ecvit-" + vit for vit in VITS)]]
-    return [*ours, *(_teacher(name) for name in registry.TEACHERS), *(_source(name) for name in registry.BACKBONES)]
+    return [_entry(name, parameters) for name, parameters in PARAMETERS.items()]
 
 
 def table(entries: Sequence[Entry]) -> str:
@@ -79,34 +88,15 @@ def table(entries: Sequence[Entry]) -> str:
     return "\n".join([*lines, "Any other backbone is named timm:NAME or hf:OWNER/NAME."])
 
 
-def _entry(name: str) -> Entry:
-    row = registry.find(name)
-    vit = VITS.get(name.removeprefix("ecvit-"))
-    task = "backbone" if vit else hub.parse(name)[0].name
-    with torch.device("meta"):
-        network: nn.Module = hub.create(f"ecdet-{vit}" if vit else name)[0]
-    parameters = _count(network.get_submodule("backbone.vit") if vit else network)
-    if row is None:
-        return Entry(name, task, parameters, None, OURS, "yes", "", "")
-    digest = row.sha256 or "unknown"
-    return Entry(name, task, parameters, row.ap, row.licence, row.commercial_use, row.url, digest)
-
-
-def _teacher(name: str) -> Entry:
-    with torch.device("meta"):
-        network, info = untrained(name)
-    use = registry.BACKBONES[registry.TEACHERS[name][1]].commercial_use
-    return Entry(name, "teacher", _count(network), None, info.licence, use, "", "")
-
-
-def _source(name: str) -> Entry:
-    source = registry.BACKBONES[name]
-    with torch.device("meta"):
-        network = libraries.build(source.spec)
-    found = source.licence, source.commercial_use, source.spec
-    return Entry(name, "backbone", _count(network), None, *found, "unknown")
-
-
-def _count(network: nn.Module) -> int:
-    """Of a network without memory."""
-    return sum(parameter.numel() for parameter in network.parameters())
+def _entry(name: str, parameters: int) -> Entry:
+    task = TASKS.get(name.partition("-")[0], "backbone")
+    row, source, teacher = registry.find(name), registry.BACKBONES.get(name), registry.TEACHERS.get(name)
+    if row is not None:
+        digest = row.sha256 or "unknown"
+        return Entry(name, task, parameters, row.ap, row.licence, row.commercial_use, row.url, digest)
+    if source is not None:
+        return Entry(name, task, parameters, None, source.licence, source.commercial_use, source.spec, "unknown")
+    if teacher is not None:
+        use = registry.BACKBONES[teacher[1]].commercial_use
+        return Entry(name, task, parameters, None, registry.licence_of(name), use, "", "")
+    return Entry(name, task, parameters, None, OURS, "yes", "", "")

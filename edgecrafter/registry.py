@@ -87,6 +87,12 @@ PAIRS = {"t": "ecteacher-s", "t+": "ecteacher-b", "s": "ecteacher-b", "s+": "ect
 """Which teacher a ViT is distilled from (Table 1)."""
 
 
+def licence_of(teacher: str) -> str:
+    """What holds for a teacher of the paper, which everybody makes alone."""
+    source = TEACHERS[teacher][1]
+    return f"to be made by you, from {source}: {BACKBONES[source].licence}"
+
+
 def backbone(name: str) -> str | None:
     """What ``models.libraries`` calls a backbone of another library; None for other names and for files."""
     known = BACKBONES.get(name.lower())

@@ -183,11 +183,9 @@ def around(vit: Foreign, info: ModelInfo) -> ModelInfo:
 def untrained(teacher: str) -> tuple[Detector, ModelInfo]:
     """A teacher of the paper (``registry.TEACHERS``) with random weights, for the classes of COCO."""
     detector, backbone = registry.TEACHERS[teacher]
-    source = registry.BACKBONES[backbone]
     info = described(detector)
-    vit = libraries.build(source.spec, info.size.fused, info.size.norm)
-    licence = f"to be made by you, from {backbone}: {source.licence}"
-    info = replace(around(vit, info), name=teacher, licence=licence)
+    vit = libraries.build(registry.BACKBONES[backbone].spec, info.size.fused, info.size.norm)
+    info = replace(around(vit, info), name=teacher, licence=registry.licence_of(teacher))
     return build(info, vit), info
 
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from edgecrafter import hub
+from edgecrafter.ablate_config import AblateConfig
 from edgecrafter.cli import main, parsing
 from edgecrafter.cli.commands import COMMANDS
 from edgecrafter.cli.parsing import UsageError, parse
@@ -138,6 +139,11 @@ def test_every_option_of_every_command_is_explained(name: str, capsys: pytest.Ca
         assert f"--{option.name}" in text
     assert "examples:" in text and f"edgecrafter {name}" in text
     assert all(ours in ALL_OPTIONS for ours in parsing.ALIASES.values())
+
+
+def test_lists_show_their_defaults() -> None:
+    text = parsing.help_text(AblateConfig, "", "")
+    assert "--seeds list[int] [0,1,2]\n" in text and "--train list[str]\n" in text
 
 
 ALL_OPTIONS = {option.name for command in COMMANDS.values() for option in fields(command.options())}

@@ -103,6 +103,11 @@ def test_help_is_quick(command: str) -> None:
     assert run(code).endswith("False\n")
 
 
+def test_the_list_of_models_is_quick() -> None:
+    code = "import sys; from edgecrafter.cli import main; main(['models']); print('torch' in sys.modules)"
+    assert run(code).endswith("False\n")
+
+
 def test_the_facade_is_light_next_to_torch() -> None:
     code = f"""
 import sys, time, random, torch

@@ -15,7 +15,10 @@ import edgecrafter as ec
 from edgecrafter import hub, registry, teachers, vits
 from edgecrafter.cli import main
 from edgecrafter.data import scenes
-from edgecrafter.start import origin, start
+from edgecrafter.metrics import speed
+from edgecrafter.models import libraries
+from edgecrafter.models.detector import ecvit
+from edgecrafter.start import origin, start, untrained
 from edgecrafter.train.config import TrainConfig
 from edgecrafter.train.log import Journal
 from edgecrafter.train.recipes import recipe_for
@@ -261,6 +264,23 @@ def test_teachers_that_are_not_made_yet() -> None:
     counted = ec.info("ecteacher-s", 64)
     assert counted.backbone == registry.BACKBONES["dinov3-s"].spec and counted.parts["backbone"] > 21e6
     assert "DINOv3 License" in counted.licence
+
+
+def test_parameters_of_the_catalogue_are_counted() -> None:
+    from edgecrafter import catalogue
+
+    names = [*hub.names(), *vits.names(), *registry.TEACHERS, *registry.BACKBONES]
+    assert list(catalogue.PARAMETERS) == names
+    for entry in catalogue.models():
+        with torch.device("meta"):
+            if entry.name in vits.names():
+                network: nn.Module = ecvit(vits.row_of(entry.name)[1])
+            elif entry.name in registry.BACKBONES:
+                network = libraries.build(registry.BACKBONES[entry.name].spec)
+            else:
+                network = (untrained if entry.task == "teacher" else hub.create)(entry.name)[0]
+        assert speed.parameters(network) == entry.parameters, entry.name
+        assert entry.name not in hub.names() or hub.parse(entry.name)[0].name == entry.task
 
 
 def test_models_lists_teachers_and_backbones() -> None:

@@ -238,9 +238,9 @@ def help_text(options: type[Options], usage: str, examples: str) -> str:
     lines = [f"usage: {usage}", "", *textwrap.wrap(inspect.getdoc(options) or "", 100), "", "options:"]
     helps, types = docs_of(options), kinds(options)
     for field in fields(options):
-        default = field.default
-        note = "" if default in (None, "", MISSING) else f" [{default}]"
-        note = " (required)" if default is MISSING and field.default_factory is MISSING else note
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        default = ",".join(str(each) for each in default) if isinstance(default, list) else default
+        note = " (required)" if default is MISSING else "" if default in (None, "") else f" [{default}]"
         kind = "" if types[field.name] == "bool" else f" {types[field.name].replace(' | None', '')}"
         lines.append(f"  --{field.name}{kind}{note}")
         lines += textwrap.wrap(helps.get(field.name, ""), 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
