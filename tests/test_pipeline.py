@@ -315,6 +315,7 @@ def _of_two(rank: int, folder: Path) -> dict[str, Any]:
     again = ec.pipeline(resume="runs/pipeline/two", device="cpu")
     assert again is not None
     steps = {name: each.get("steps") for name, each in report.stages.items()}
+    assert report.stages == run._resumed(PipelineConfig(resume="runs/pipeline/two"))[1]["stages"]
     return {"steps": steps, "same": again.to_dict()["stages"] == report.to_dict()["stages"]}
 
 

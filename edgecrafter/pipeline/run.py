@@ -64,8 +64,10 @@ def _rest(planned: list[Stage], state: dict[str, Any], folder: Path, config: Pip
     for stage in planned:
         if stage.name not in state["stages"]:
             distributed.say(f"\n== {stage.title} ==")
-            found = _result(stage, _run(stage, folder, config), folder)
-            state["stages"][stage.name] = {**found, "forecast": state["forecast"][stage.name]}
+            found = _run(stage, folder, config)
+            result = _result(stage, found, folder) if distributed.rank() == 0 else {}  # from files of that process
+            result["forecast"] = state["forecast"][stage.name]
+            state["stages"][stage.name] = distributed.broadcast(result)
             _write(state, folder)
 
 
@@ -155,7 +157,7 @@ def _new(config: PipelineConfig, expected: Forecast) -> tuple[Path, dict[str, An
                 clear(folder / name)
         grid.clear(folder)
     _write(state, folder)
-    return folder, state
+    return folder, distributed.broadcast(state)
 
 
 def _resumed(config: PipelineConfig) -> tuple[Path, dict[str, Any]]:
