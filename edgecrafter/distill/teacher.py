@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edgecrafter.types import InputSpec
-
-
-class Mapper(Protocol):
-    """What a teacher needs of a network: our ViT and ``models.foreign.Foreign`` have it."""
-
-    def features(self, images: Tensor, keep: int) -> list[Tensor]:
-        """Normalised images [B, 3, H, W] -> the maps of the last ``keep`` blocks, each [B, D, h, w]."""
-        ...
 
 
 class Teacher:
@@ -26,7 +18,9 @@ class Teacher:
     """
 
     def __init__(self, network: nn.Module, spec: InputSpec, name: str, licence: str = "", blocks: int = 2) -> None:
-        """``spec`` normalises the pictures the teacher's own way; ``blocks`` maps are given, those of its last ones."""
+        """``network`` has ``features(images, keep)`` as our ViT and ``models.foreign.Foreign`` do: normalised images ->
+        the maps of the last ``keep`` blocks. ``spec`` normalises the pictures the teacher's own way; ``blocks`` maps are
+        given, those of its last ones."""
         if blocks < 1:
             raise ValueError(f"teacher_blocks={blocks}: expected 1 or more")
         self.network = network.eval().requires_grad_(False)
