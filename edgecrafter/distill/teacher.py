@@ -19,8 +19,8 @@ class Teacher:
 
     def __init__(self, network: nn.Module, spec: InputSpec, name: str, licence: str = "", blocks: int = 2) -> None:
         """``network`` has ``features(images, keep)`` as our ViT and ``models.foreign.Foreign`` do: normalised images ->
-        the maps of the last ``keep`` blocks. ``spec`` normalises the pictures the teacher's own way; ``blocks`` maps are
-        given, those of its last ones."""
+        the maps of the last ``keep`` blocks. ``spec`` normalises the pictures the teacher's own way; the maps of its
+        last ``blocks`` blocks are given."""
         if blocks < 1:
             raise ValueError(f"teacher_blocks={blocks}: expected 1 or more")
         self.network = network.eval().requires_grad_(False)
