@@ -396,8 +396,8 @@ def test_a_broken_state_is_named(here: Path) -> None:
 def test_without_a_network_the_remedy_is_said_first(
     here: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read when that library is imported
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises((ValueError, FileNotFoundError), match="none"):
         ec.pipeline(**{**SMALL, "teacher": "dinov2-s", "name": "offline"})
     assert not (here / "runs/pipeline/offline").exists()

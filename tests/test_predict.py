@@ -193,8 +193,8 @@ def test_labels_that_stand_for_no_class_are_never_reported(predictor: Predictor)
     labels = replace(LABELS, unused=(1,))
     partly = Predictor(predictor.network, replace(predictor.info, labels=labels), device="cpu")
     shot = picture((60, 90))
-    (wanted,) = predictor(shot, conf=0, max_det=20, classes=["RBC", "platelet"])
-    (found,) = partly(shot, conf=0, max_det=20)
+    (wanted,) = predictor(shot, conf=0, max_det=200, classes=["RBC", "platelet"])
+    (found,) = partly(shot, conf=0, max_det=200)
     assert same(found, wanted) and set(found.labels.tolist()) == {0, 2}
     for name in ("WBC", 1):
         with pytest.raises(ValueError, match="is not one of the model's: 0 RBC, 2 platelet"):
