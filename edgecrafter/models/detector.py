@@ -50,9 +50,11 @@ def ecvit(size: Size) -> ECViT:
 
 def detector(size: Size, decoder: nn.Module, foreign: Foreign | None = None) -> Detector:
     """The network of one size around a decoder; ``foreign`` takes the place of its ViT."""
-    pyramid: nn.Module = Pyramid(size.vit, size.width, size.fusion, size.fused, size.project)
+    pyramid: nn.Module
     if foreign is not None and not foreign.plain:
         pyramid = Projections(foreign.facts.widths, size.width)
+    else:
+        pyramid = Pyramid(size.vit, size.width, size.fusion, size.fused, size.project)
     return Detector(
         backbone=Backbone(foreign or ecvit(size), pyramid),
         encoder=HybridEncoder(size.width, size.csp_width, size.csp_depth, size.enc_ffn),
