@@ -97,19 +97,13 @@ class Predictor:
             raise ValueError(f"conf={conf}: the least score is a number from 0 to 1")
         if batch < 1 or max_det < 1:
             raise ValueError(f"batch={batch}, max_det={max_det}: both are at least 1")
-        size = self.info.input.size if imgsz is None else _input_size(imgsz)
+        size = self.info.input.size if imgsz is None else input_size(imgsz)
         chosen = _chosen(classes, self.info.labels)
-        skipped: list[str] = []
-        items = _items(source)
-        for item, title in zip(items, distinct(item.title for item in items), strict=True):
-            item.title = title
-        pictures = _read(items, skipped)
-        return self._results(pictures, skipped, conf, size, batch, max_det, chosen)
+        return self._results(opened(listed(source)), conf, size, batch, max_det, chosen)
 
     def _results(
         self,
-        pictures: Iterator[tuple[_Item, Image.Image]],
-        skipped: list[str],
+        pictures: Iterator[tuple[Item, Image.Image]],
         conf: float,
         size: tuple[int, int],
         batch: int,
@@ -117,17 +111,15 @@ class Predictor:
         classes: Tensor | None,
     ) -> Iterator[Result]:
         while group := list(islice(pictures, batch)):
-            inputs = torch.stack([_input(picture, size) for _, picture in group])
+            inputs = torch.stack([pixels(picture, size) for _, picture in group])
             sizes = [(picture.height, picture.width) for _, picture in group]
             options: dict[str, Any] = {"top_k": max_det, "precision": self.precision, "classes": classes, "conf": conf}
             options["owned"] = self.info.labels.owned()
             answers = detect(self.network, self.info.input, inputs, sizes, **options)
             for (item, picture), found in zip(group, answers, strict=True):
                 yield self._result(item, picture, _inside(found))
-        if skipped:
-            warnings.warn(f"skipped {len(skipped)} files that cannot be read: " + "; ".join(skipped), stacklevel=2)
 
-    def _result(self, item: _Item, picture: Image.Image, found: Detections) -> Result:
+    def _result(self, item: Item, picture: Image.Image, found: Detections) -> Result:
         kept = None if item.path is not None else picture
         values = {field.name: getattr(found, field.name) for field in fields(Detections)}
         labels = self.info.labels
@@ -151,7 +143,7 @@ def distinct(names: Iterable[str]) -> Iterator[str]:
 
 
 @dataclass
-class _Item:
+class Item:
     """A picture to look at: a file, or one in memory."""
 
     title: str
@@ -161,14 +153,22 @@ class _Item:
     """came from a folder or pattern, so that it may turn out not to be a picture"""
 
 
-def _items(source: Source, position: int = 0) -> list[_Item]:
+def listed(source: Source) -> list[Item]:
+    """The pictures that a source means, each under a title of its own; errors as ``Predictor.stream``."""
+    items = _items(source)
+    for item, title in zip(items, distinct(item.title for item in items), strict=True):
+        item.title = title
+    return items
+
+
+def _items(source: Source, position: int = 0) -> list[Item]:
     if isinstance(source, (list, tuple)):
         return [item for index, each in enumerate(source) for item in _items(each, index)]
     title = f"picture_{position:04d}.jpg"
     if isinstance(source, Image.Image):
-        return [_Item(title, picture=_from_picture(source))]
+        return [Item(title, picture=_from_picture(source))]
     if isinstance(source, np.ndarray):
-        return [_Item(title, picture=_from_array(source))]
+        return [Item(title, picture=_from_array(source))]
     if isinstance(source, (str, Path)):
         return _files(source)
     raise ValueError(
@@ -177,10 +177,10 @@ def _items(source: Source, position: int = 0) -> list[_Item]:
     )
 
 
-def _files(source: str | Path) -> list[_Item]:
+def _files(source: str | Path) -> list[Item]:
     path = Path(source)
     if path.is_file():
-        return [_Item(path.name, path)]
+        return [Item(path.name, path)]
     if path.is_dir():
         found = images.listing(path)
     elif glob.has_magic(str(source)):
@@ -192,11 +192,15 @@ def _files(source: str | Path) -> list[_Item]:
         raise FileNotFoundError(f"{source}: there is no such file or folder")
     if not found:
         raise FileNotFoundError(f"{source}: no pictures found ({', '.join(sorted(images.SUFFIXES))})")
-    return [_Item(match.name, match, found=True) for match in found]
+    return [Item(match.name, match, found=True) for match in found]
 
 
-def _read(items: list[_Item], skipped: list[str]) -> Iterator[tuple[_Item, Image.Image]]:
-    """The items with their pictures, decoded when their turn comes; what is skipped is noted."""
+def opened(items: list[Item]) -> Iterator[tuple[Item, Image.Image]]:
+    """The items with their pictures, upright RGB, decoded when their turn comes.
+
+    A file that was named and cannot be read is an error; of those that were found, a warning at the end tells.
+    """
+    skipped: list[str] = []
     for item in items:
         if item.picture is not None:
             yield item, item.picture
@@ -210,6 +214,8 @@ def _read(items: list[_Item], skipped: list[str]) -> Iterator[tuple[_Item, Image
             skipped.append(str(error))
         else:
             yield item, picture
+    if skipped:
+        warnings.warn(f"skipped {len(skipped)} files that cannot be read: " + "; ".join(skipped), stacklevel=2)
 
 
 def _from_picture(picture: Image.Image) -> Image.Image:
@@ -228,7 +234,7 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
     return Image.fromarray(array.reshape(array.shape[:2]) if gray else np.ascontiguousarray(array)).convert("RGB")
 
 
-def _input(picture: Image.Image, size: tuple[int, int]) -> Tensor:
+def pixels(picture: Image.Image, size: tuple[int, int]) -> Tensor:
     """The picture as uint8 [3, h, w] of the input's size, resized as the loader does for evaluation."""
     canvas = np.empty((*size, 3), np.uint8)
     original = (picture.height, picture.width)
@@ -249,8 +255,8 @@ def _inside(found: Detections) -> Detections:
     return found.take(inside)
 
 
-def _input_size(imgsz: int | Sequence[int]) -> tuple[int, int]:
-    """(height, width) of the input, rounded up to multiples of 32."""
+def input_size(imgsz: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) of the input, rounded up to multiples of 32. Raises ``ValueError`` for anything else."""
     sides = (imgsz, imgsz) if isinstance(imgsz, int) else tuple(imgsz)
     if len(sides) != 2 or min(sides) < 1:
         raise ValueError(f"imgsz={imgsz}: expected a number of pixels or (height, width)")
