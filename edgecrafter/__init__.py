@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgecrafter.catalogue import models
+    from edgecrafter.features import features
     from edgecrafter.model import Model, convert, distill, info, load, pipeline, predict, teach, train, val
     from edgecrafter.quickstart import quickstart
     from edgecrafter.results import Result
@@ -35,6 +36,7 @@ _HOMES = {
     "TrainConfig": "edgecrafter.train.config",
     "convert": "edgecrafter.model",
     "distill": "edgecrafter.model",
+    "features": "edgecrafter.features",
     "info": "edgecrafter.model",
     "load": "edgecrafter.model",
     "models": "edgecrafter.catalogue",
@@ -54,6 +56,7 @@ __all__ = [
     "TrainConfig",
     "convert",
     "distill",
+    "features",
     "info",
     "load",
     "models",

@@ -18,7 +18,7 @@ FLOORS = (
     ("nn",),
     ("models",),
     ("data",),
-    ("losses", "postprocess", "metrics", "draw"),
+    ("losses", "postprocess", "metrics", "draw", "sheet"),
     ("infer", "results", "registry", "distill", "paired"),
     ("tasks", "download"),
     ("released",),
@@ -28,13 +28,13 @@ FLOORS = (
     ("predict", "train", "summary", "catalogue", "curves"),
     ("advise", "pipeline"),
     ("model",),
-    ("beside",),
-    ("quickstart", "ablate"),
+    ("beside", "maps"),
+    ("quickstart", "ablate", "features"),
     ("cli",),
 )
 """from the ground up; a unit imports only from floors below its own"""
 
-WINGS = {"data", "losses", "postprocess", "metrics", "draw"}
+WINGS = {"data", "losses", "postprocess", "metrics", "draw", "sheet"}
 """these know types, geometry and other wings, never a model"""
 
 HEAVY = ("scipy", "timm", "torchvision", "faster_coco_eval", "matplotlib", "huggingface_hub", "jsonargparse")

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from edgecrafter.ablate_config import AblateConfig
     from edgecrafter.cli.options import (
         ConvertOptions,
+        FeaturesOptions,
         InfoOptions,
         ModelsOptions,
         PredictOptions,
@@ -109,6 +110,25 @@ def predict(options: PredictOptions) -> None:
             result.save(folder)
     if folder is not None and not options.json:
         print(f"drawn pictures in {folder}")
+
+
+def features(options: FeaturesOptions) -> None:
+    """Save the maps of each picture, and say which have one basis."""
+    from edgecrafter.cli.parsing import UsageError
+
+    example = "Example: edgecrafter features --model ecdet-s --model ecdet-m street.jpg"
+    if not options.model:
+        raise UsageError(f"no model given. {example}")
+    if not options.source:
+        raise UsageError(f"no pictures given. {example}")
+    from edgecrafter.features import stream
+    from edgecrafter.train.state import new_folder, run_project
+
+    chosen = (options.device, options.imgsz, options.weights, options.basis, options.seed)
+    folder = None
+    for drawn in stream(options.model, options.source, *chosen):
+        folder = folder or new_folder(run_project(options.project, "features"), options.name)
+        print(f"{drawn.save(folder)}: {' '.join(drawn.notes)}")
 
 
 def models(options: ModelsOptions) -> None:

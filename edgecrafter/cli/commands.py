@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edgecrafter.cli import actions
 from edgecrafter.cli.options import (
     ConvertOptions,
+    FeaturesOptions,
     InfoOptions,
     ModelsOptions,
     PredictOptions,
@@ -167,6 +168,16 @@ edgecrafter predict ecinsseg-s street.jpg               # masks
 edgecrafter predict ecpose-s street.jpg                 # persons with 17 keypoints
 edgecrafter predict runs/detect/train photos --conf 0.5 --classes person,dog
 edgecrafter predict ecdet-s 'photos/*.jpg' --json --save false > found.jsonl""",
+    ),
+    "features": Command(
+        "draw the feature maps of detectors and teachers",
+        actions.features,
+        lambda: FeaturesOptions,
+        ("source",),
+        """\
+edgecrafter features --model runs/detect/plain --model runs/detect/distilled street.jpg
+edgecrafter features --model ecdet-s --model dinov2-s 'photos/*.jpg' --imgsz 640
+edgecrafter features --model runs/detect/train --model ecdet-n --weights none --basis own street.jpg""",
     ),
     "models": Command(
         "list the models, their sources and licences",

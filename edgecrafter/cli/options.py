@@ -74,6 +74,32 @@ class PredictOptions:
 
 
 @dataclass
+class FeaturesOptions:
+    """Draw what networks make of a picture: their feature maps as colours, one row per network (RT-DETRv4, Figure 4).
+    Of detectors F5, P3, P4 and P5, of teachers the last block."""
+
+    source: list[str] = field(default_factory=list)
+    """pictures, folders or quoted patterns such as 'photos/*.jpg'"""
+    model: list[str] = field(default_factory=list)
+    """name, weight file or folder of a run, of a detector of any task or of a teacher; several times to compare"""
+    imgsz: int | list[int] | None = None
+    """input size in pixels of all networks, one number or height,width; none: each detector's own, which teachers get
+    too"""
+    weights: str = "auto"
+    """auto: those of the name or file; none: random weights for names, to see what an untrained network shows"""
+    basis: str = "joint"
+    """joint: one basis per column where the numbers of channels agree; own: one for each map"""
+    seed: int = 0
+    """of random weights"""
+    device: str = ""
+    """cpu, cuda, cuda:1 or mps; empty: a GPU if there is one"""
+    project: str = ""
+    """folder in which results are stored; empty: runs/features"""
+    name: str = "features"
+    """name of this result's folder; a number is appended when it exists"""
+
+
+@dataclass
 class ModelsOptions:
     """List the models that can be named, where their weights come from and what their licence says."""
 

@@ -1,0 +1,190 @@
+"""Feature maps of several networks as colours, beside each other (RT-DETRv4, Figure 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from edgecrafter.geometry import principal
+from edgecrafter.maps import AUTO, F5, LAST, Given, Network, network
+from edgecrafter.predict import Source, distinct, input_size, listed, opened, pixels
+from edgecrafter.sheet import Cell, Row, sheet
+from edgecrafter.types import InputSpec
+
+INPUT = "input"
+FIGURE = (F5, "P3", "P4", "P5")
+"""what is shown of detectors, in this order, even where none has it"""
+JOINT, OWN = "joint", "own"
+METHOD = (
+    "Colours are the three principal directions of the features: the first red, the second green, the third blue. "
+    "Every map is centred on its own mean and divided by its own deviation; each colour goes from the lowest 1st to "
+    "the highest 99th percentile of the maps that share a basis. Per cent: how much of a map's variance these three "
+    "directions hold. Nothing is smoothed."
+)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The maps of all networks for one picture."""
+
+    picture: Image.Image
+    title: str
+    """a file name"""
+    notes: tuple[str, ...]
+    """which columns have one basis, and what is not there"""
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the picture into ``folder`` under its title, as PNG; gives back the path."""
+        path = Path(folder) / self.title
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.picture.save(path)
+        return path
+
+
+def features(
+    models: Given | Sequence[Given],
+    images: Source,
+    device: str = "",
+    imgsz: int | Sequence[int] | None = None,
+    weights: str = AUTO,
+    basis: str = JOINT,
+    seed: int = 0,
+) -> list[Drawn]:
+    """Draw what networks make of pictures: F5 (the top level after attention), P3, P4 and P5 (what the decoder reads)
+    of detectors, the last block of teachers; one row per network, as in Figure 4 of RT-DETRv4.
+
+    The D channels of a column become three colours by principal component analysis, anew for every picture.
+
+    Args:
+        models: one or several of: a name such as ``ecdet-s`` or ``dinov2-s``, a file, the folder of a run, a loaded
+            ``Model``, a ``Teacher``, or a module (images [B, 3, H, W] -> maps).
+        images: as ``Model.predict`` takes them: file, folder, pattern, PIL picture, array [H, W, 3], or a list.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; empty: a GPU if there is one.
+        imgsz: input size of all networks in pixels, one number or (height, width), rounded up to multiples of 32. None:
+            each detector's own; teachers get that of the first detector, or 640.
+        weights: ``auto``, or ``none``: names get random weights from ``seed``, files keep theirs.
+        basis: ``joint``: the maps of a column share one basis if they have the same number of channels; ``own``: each
+            map has its own.
+
+    Returns:
+        one ``Drawn`` per picture: ``.picture`` (RGB), ``.notes``, ``.save(folder)``.
+
+    Raises:
+        ValueError, FileNotFoundError: no model or picture, an unknown name, a file that cannot be used, or a network
+            that does not take the size.
+    """
+    return list(stream(models, images, device, imgsz, weights, basis, seed))
+
+
+def stream(
+    models: Given | Sequence[Given],
+    images: Source,
+    device: str = "",
+    imgsz: int | Sequence[int] | None = None,
+    weights: str = AUTO,
+    basis: str = JOINT,
+    seed: int = 0,
+) -> Iterator[Drawn]:
+    """The same as ``features``, one picture after the other; everything but the pictures is looked at at once."""
+    given: list[Given] = [models] if isinstance(models, Given) else list(models)
+    if not given:
+        raise ValueError("no model given: name at least one, such as ecdet-s, or a file or the folder of a run")
+    if basis not in (JOINT, OWN):
+        raise ValueError(f"basis={basis}: expected joint (one per column) or own (one per map)")
+    size = None if imgsz is None else input_size(imgsz)
+    items = listed(images)
+    if not items:
+        raise ValueError("no pictures given: a file, a folder, a pattern, or a picture in memory")
+    for item, title in zip(items, distinct(f"{Path(item.title).stem}.png" for item in items), strict=True):
+        item.title = title
+    networks = [network(each, device, weights, seed) for each in given]
+    sizes = _sizes(networks, size)
+    return (_drawn(networks, sizes, picture, item.title, basis == JOINT) for item, picture in opened(items))
+
+
+def _sizes(networks: Sequence[Network], size: tuple[int, int] | None) -> list[tuple[int, int]]:
+    """The input (height, width) of each network."""
+    if size is not None:
+        return [size] * len(networks)
+    usual = next((each.size for each in networks if each.size), InputSpec().size)
+    return [each.size or usual for each in networks]
+
+
+def _drawn(
+    networks: Sequence[Network], sizes: Sequence[tuple[int, int]], picture: Image.Image, title: str, joint: bool
+) -> Drawn:
+    inputs = [pixels(picture, size) for size in sizes]
+    maps = [each.maps(seen[None]) for each, seen in zip(networks, inputs, strict=True)]
+    cells = [{INPUT: Cell(_picture(seen), "as the network sees it")} for seen in inputs]
+    said: dict[str, list[str]] = {}
+    columns = _columns(maps)
+    for column in columns:
+        there = [place for place, found in enumerate(maps) if column in found]
+        drawn, basis = colour([maps[place][column] for place in there], joint)
+        said.setdefault(basis, []).append(column)
+        for place, cell in zip(there, drawn, strict=True):
+            cells[place][column] = cell
+    notes = [f"{', '.join(columns)}: {basis}." for basis, columns in said.items() if basis]
+    titles = [f"{place} {each.title}" for place, each in enumerate(networks, 1)]
+    notes += [f"{title}: has no F5." for title, found in zip(titles, maps, strict=True) if not {F5, LAST} & set(found)]
+    rows = [
+        Row(f"{title}, input {h} x {w}", (h, w), row) for title, (h, w), row in zip(titles, sizes, cells, strict=True)
+    ]
+    return Drawn(sheet([INPUT, *columns], rows, [*notes, METHOD]), title, tuple(notes))
+
+
+def _columns(maps: Sequence[dict[str, Tensor]]) -> list[str]:
+    """The names of all maps in the order of the figure, the last block of teachers at the end."""
+    names = {name for found in maps for name in found}
+    detectors = names - {LAST}
+    first = [*FIGURE, *sorted(detectors - set(FIGURE))] if detectors else []
+    return first + [LAST] * (LAST in names)
+
+
+def colour(maps: Sequence[Tensor], joint: bool = True) -> tuple[list[Cell], str]:
+    """Maps of one column, each [D, h, w], as pictures of h x w pixels, and in words which basis they have.
+
+    ``joint``: one basis for all, if they have the same number of channels; else each map has its own.
+    """
+    cells = [principal.tokens(each) for each in maps]
+    widths = sorted({each.shape[1] for each in cells})
+    groups = [cells] if joint and len(widths) == 1 else [[each] for each in cells]
+    drawn: list[tuple[Tensor, float]] = []
+    for group in groups:
+        axes = principal.directions(group)
+        shares = [principal.share(each, axes) for each in group]
+        drawn += zip(principal.colours([each @ axes.T for each in group]), shares, strict=True)
+    pictures = [
+        Cell(_picture(bytes_.T.reshape(3, *each.shape[1:])), f"{_shape(each)}, {100 * share:.0f} %")
+        for each, (bytes_, share) in zip(maps, drawn, strict=True)
+    ]
+    return pictures, _basis(len(maps), widths, joint)
+
+
+def _basis(count: int, widths: Sequence[int], joint: bool) -> str:
+    """Which basis the maps of a column have, in words; empty for no maps."""
+    if count < 2:
+        return "no other map shares the basis" if count else ""
+    if joint and len(widths) == 1:
+        return (
+            f"one basis for the {count} maps of the column: a colour is the same direction of the channels in each, "
+            "which says something only of networks that began with the same weights"
+        )
+    why = f"they have {' and '.join(map(str, widths))} channels" if joint else "as asked for"
+    return f"each map has a basis of its own ({why}), colours cannot be compared down the column"
+
+
+def _shape(each: Tensor) -> str:
+    channels, height, width = each.shape
+    return f"{height} x {width}, {channels} channels"
+
+
+def _picture(values: Tensor) -> Image.Image:
+    """uint8 [3, h, w] as a picture."""
+    return Image.fromarray(np.ascontiguousarray(values.permute(1, 2, 0).to(torch.uint8).numpy()))
