@@ -19,12 +19,11 @@ from typing import Any
 
 import yaml
 
-from edgecrafter import hub, paired
+from edgecrafter import hub, paired, vits
 from edgecrafter.ablate_config import AblateConfig
 from edgecrafter.evaluate import FURTHER
 from edgecrafter.files import written_beside
 from edgecrafter.metrics.coco_count import KINDS
-from edgecrafter.models.sizes import VITS
 from edgecrafter.tasks import Task
 from edgecrafter.train import words
 from edgecrafter.train.config import TrainConfig, unknown
@@ -73,7 +72,7 @@ def _check(config: AblateConfig) -> None:
         raise ValueError("no data given: data=FOLDER, or a data.yaml or COCO json file")
     if not isinstance(config.seeds, list) or not config.seeds:
         raise ValueError(f"seeds={config.seeds}: expected one or more numbers, such as seeds=0,1,2")
-    known = score_names(hub.parse(config.model)[0])
+    known = score_names(hub.parse(config.model).task)
     if config.score not in known:
         raise ValueError(f"score={config.score}: choose one of {', '.join(known)}")
 
@@ -148,12 +147,10 @@ def _choices(text: str) -> list[tuple[str, str, Any]]:
 
 def _configs(config: AblateConfig, arm: Arm, seed: int, folder: Path) -> tuple[DistillConfig | None, TrainConfig]:
     """The options of both stages for one seed; unknown ones are errors here."""
-    size = hub.parse(config.model)[1]
     place = {"exist_ok": True, "seed": seed}
     distilled = None
     if arm.distill is not None:
-        vit = next(name for name, row in VITS.items() if row == size)
-        options = {"student": f"ecvit-{vit}", "images": [config.data], **arm.distill, **place}
+        options = {"student": f"ecvit-{vits.of(config.model)}", "images": [config.data], **arm.distill, **place}
         key = json.dumps(options, sort_keys=True)
         name = hashlib.sha256(key.encode()).hexdigest()[:12]  # arms that distil alike share one
         options |= {"project": str(folder / "distilled"), "name": name}

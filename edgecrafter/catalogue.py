@@ -9,7 +9,11 @@ from typing import Any
 from edgecrafter import registry
 
 OURS = "a size of our own: no weights are published, train it on your data"
-TASKS = {"ecdet": "detect", "ecinsseg": "segment", "ecpose": "pose", "ecvit": "backbone", "ecteacher": "teacher"}
+HOSTS = "an architecture that RT-DETRv4 is compared with: we read no weights of its authors, train it on your data"
+TASKS = {
+    **dict.fromkeys(("ecdet", "rtdetrv4", "deim", "dfine"), "detect"),
+    **{"ecinsseg": "segment", "ecpose": "pose", "ecvit": "backbone", "ecteacher": "teacher"},
+}
 """first word of a name -> what it is for; other names are backbones"""
 
 # fmt: off
@@ -18,7 +22,11 @@ PARAMETERS = {
     "ecdet-x": 49_941_982, "ecinsseg-p": 1_273_286, "ecinsseg-n": 4_467_530, "ecinsseg-s": 10_411_911,
     "ecinsseg-m": 20_364_623, "ecinsseg-l": 33_899_231, "ecinsseg-x": 50_875_103, "ecpose-p": 1_343_779,
     "ecpose-n": 4_611_943, "ecpose-s": 9_989_871, "ecpose-m": 19_981_532, "ecpose-l": 34_566_764,
-    "ecpose-x": 51_542_636, "ecvit-p": 726_156, "ecvit-n": 2_476_944, "ecvit-t": 5_557_464, "ecvit-t+": 9_866_016,
+    "ecpose-x": 51_542_636, "rtdetrv4-p": 2_493_461, "rtdetrv4-s": 10_321_877, "rtdetrv4-m": 19_590_064,
+    "rtdetrv4-l": 31_289_848, "rtdetrv4-x": 62_715_480, "deim-s": 10_321_877, "deim-m": 19_590_064,
+    "deim-l": 31_289_848, "deim-x": 62_715_480, "dfine-s": 10_321_877, "dfine-m": 19_590_064,
+    "dfine-l": 31_289_848, "dfine-x": 62_715_480,
+    "ecvit-p": 726_156, "ecvit-n": 2_476_944, "ecvit-t": 5_557_464, "ecvit-t+": 9_866_016,
     "ecvit-s": 22_167_216, "ecvit-s+": 29_254_320, "ecteacher-s": 32_385_838, "ecteacher-b": 106_623_790,
     "dinov3-s": 21_586_944, "dinov3-b": 85_641_216, "dinov3-l": 303_079_424, "dinov2-s": 22_056_192,
     "dinov2-b": 86_579_712, "dinov2-l": 304_367_616,
@@ -99,4 +107,5 @@ def _entry(name: str, parameters: int) -> Entry:
     if teacher is not None:
         use = registry.BACKBONES[teacher[1]].commercial_use
         return Entry(name, task, parameters, None, registry.licence_of(name), use, "", "")
-    return Entry(name, task, parameters, None, OURS, "yes", "", "")
+    text = HOSTS if name.startswith(("deim-", "dfine-")) else OURS
+    return Entry(name, task, parameters, None, text, "yes", "", "")

@@ -25,6 +25,11 @@ def download(row: Weight) -> Path:
     path = cache_folder() / row.file
     if path.is_file():
         return path
+    if not row.direct:
+        raise FileNotFoundError(
+            f"{row.name}: its authors offer {row.file} on a page only ({row.url}). Open it in a browser, download the "
+            f"file and put it at {path}, or give the path of a file; to train without it use --weights none"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with written_beside(path) as beside:

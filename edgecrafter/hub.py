@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgecrafter import registry, released
+from edgecrafter import families, registry, released
 from edgecrafter.download import download, from_hub
+from edgecrafter.families import Known
 from edgecrafter.files import written_beside
 from edgecrafter.models import foreign, libraries, official
 from edgecrafter.models.detector import Detector, detector
 from edgecrafter.models.foreign import Foreign
-from edgecrafter.models.sizes import SIZES, Size
-from edgecrafter.tasks import TASKS, Task
+from edgecrafter.models.sizes import Size
+from edgecrafter.tasks import TASKS
 from edgecrafter.types import InputSpec, Labels, Skeleton
 
 FORMAT = "edgecrafter-1"
@@ -53,12 +54,11 @@ class ModelInfo:
         return ModelInfo(**{**row, "size": Size(**row["size"]), "input": InputSpec(**spec)})
 
 
-def parse(name: str) -> tuple[Task, str]:
-    """A model name such as ``ecdet-s`` -> task and size; an unknown name is an error that lists the known ones."""
-    prefix, _, size = name.lower().partition("-")
-    for task in TASKS.values():
-        if prefix in (task.prefix, *task.aliases) and size in SIZES:
-            return task, size
+def parse(name: str) -> Known:
+    """A model name such as ``ecdet-s`` -> task, size and family; an unknown name is an error that lists the known."""
+    known = families.find(name)
+    if known is not None:
+        return known
     if name.lower() in registry.TEACHERS:
         raise ValueError(f"{name} is a teacher to be made first: edgecrafter teach {name.lower()} DATASET")
     raise ValueError(
@@ -69,16 +69,13 @@ def parse(name: str) -> tuple[Task, str]:
 
 def names() -> list[str]:
     """All model names."""
-    return [f"{task.prefix}-{size}" for task in TASKS.values() for size in SIZES]
+    return families.names()
 
 
 def proper(name: str) -> str:
     """A model name as it is listed: ``ecseg-s`` is ``ecinsseg-s``. Other words are only put in lower case."""
-    try:
-        task, size = parse(name)
-    except ValueError:
-        return name.lower()
-    return f"{task.prefix}-{size}"
+    known = families.find(name)
+    return known.name if known else name.lower()
 
 
 def create(
@@ -94,9 +91,10 @@ def described(name: str, labels: Labels | None = None, input: InputSpec | None =
 
     ``labels`` None: the classes and the row of the authors' files.
     """
-    task, size = parse(name)
-    row = task.size(SIZES[size]).changed(**(task.released if labels is None else {}))
-    return ModelInfo(proper(name), task.name, row.changed(**options), labels or task.labels, input or InputSpec())
+    known = parse(name)
+    task, row = known.task, known.row.changed(**(known.task.released if labels is None else {}))
+    spec = input or known.family.input
+    return ModelInfo(known.name, task.name, row.changed(**options), labels or task.labels, spec)
 
 
 def build(info: ModelInfo, backbone: Foreign | None = None) -> Detector:
@@ -216,8 +214,9 @@ def recognise(state: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor
     if released.vit_alone(state):
         raise _alone(path)
     ours, found = released.recognise(state, path)
-    licence = registry.EDGECRAFTER_LICENCE
-    return ours, ModelInfo(found.name, found.task.name, found.row, found.labels, licence=licence, source=path.name)
+    family = found.family
+    info = ModelInfo(found.name, family.task.name, found.row, found.labels, family.input, family.licence, path.name)
+    return ours, info
 
 
 def _alone(path: Path) -> ValueError:
@@ -231,7 +230,7 @@ def convert(source: str | Path, target: str | Path) -> ModelInfo:
     """Released file -> ours (``.safetensors``), or ours -> released layout (``.pth``), by the target's ending."""
     state, info = read(locate(source))
     if Path(target).suffix == ".pth":
-        if info.size.backbone:
+        if info.size.backbone != parse(info.name).row.backbone:
             name = foreign.title(info.size.backbone)
             raise ValueError(f"{info.name} around {name} has no released layout (.pth): keep it as .safetensors")
         released.write(state, info.to_json(), Path(target))

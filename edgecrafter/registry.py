@@ -15,6 +15,9 @@ EDGECRAFTER_LICENCE = (
     "non-commercial licence on 24 August 2026; check which terms apply to your copy before commercial use"
 )
 
+RTDETRV4_LICENCE = "RT-DETRv4 weights: Apache-2.0, by their authors"
+DRIVE = "https://drive.google.com/file/d/"
+
 
 @dataclass(frozen=True)
 class Weight:
@@ -31,10 +34,17 @@ class Weight:
     """empty: not known yet"""
     ap: float | None = None
     """AP on COCO val2017 as published, of boxes, masks or keypoints by the task (the paper's number, not ours)"""
+    direct: bool = True
+    """whether ``url`` is the file itself; if not, it is a page from which somebody has to fetch it by hand"""
 
 
 def _released(name: str, task: str, file: str, ap: float | None = None) -> Weight:
     return Weight(name, task, file, RELEASE + file, EDGECRAFTER_LICENCE, "check", ap=ap)
+
+
+def _rtdetrv4(size: str, place: str, ap: float) -> Weight:
+    file, url = f"rtdetrv4_{size}.pth", f"{DRIVE}{place}/view"
+    return Weight(f"rtdetrv4-{size}", "detect", file, url, RTDETRV4_LICENCE, "yes", ap=ap, direct=False)
 
 
 REGISTRY = (
@@ -50,6 +60,10 @@ REGISTRY = (
     _released("ecpose-m", "pose", "ecpose_m.pth", 72.4),
     _released("ecpose-l", "pose", "ecpose_l.pth", 73.5),
     _released("ecpose-x", "pose", "ecpose_x.pth", 74.8),
+    _rtdetrv4("s", "1jDAVxblqRPEWed7Hxm6GwcEl7zn72U6z", 49.7),
+    _rtdetrv4("m", "1O-YpP4X-quuOXbi96y2TKkztbjroP5mX", 53.5),
+    _rtdetrv4("l", "1shO9EzZvXZyKedE2urLsN4dwEv8Jqa_8", 55.4),
+    _rtdetrv4("x", "19gnkMTgFveJsrOvSmEPQXCTG6v9oQHN3", 57.0),
     _released("ecvit-t", "backbone", "ecvitt.pth"),
     _released("ecvit-t+", "backbone", "ecvittplus.pth"),
     _released("ecvit-s", "backbone", "ecvits.pth"),

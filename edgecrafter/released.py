@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from edgecrafter.families import FAMILIES, Family
 from edgecrafter.files import written_beside
-from edgecrafter.models import official
+from edgecrafter.models import libraries, official
 from edgecrafter.models.detector import detector
-from edgecrafter.models.sizes import SIZES, Size
-from edgecrafter.tasks import TASKS, Task
+from edgecrafter.models.sizes import Size
 from edgecrafter.types import Labels, Skeleton
 
 
 class Match(NamedTuple):
     """A model that a state dict fits."""
 
-    task: Task
+    family: Family
     size: str
     row: Size
     labels: Labels
@@ -29,7 +29,13 @@ class Match(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{self.task.prefix}-{self.size}"
+        return f"{self.family.prefix}-{self.size}"
+
+    def build(self) -> nn.Module:
+        """The network without memory for its weights."""
+        with torch.device("meta"):
+            vit = libraries.build(self.row.backbone) if self.row.backbone else None
+            return detector(self.row, self.family.task.decoder(self.row, self.labels), vit)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], str | None]:
@@ -78,12 +84,12 @@ def recognise(state: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor
     """
     ours = official.to_ours(state)
     shapes = {name: tuple(value.shape) for name, value in ours.items()}
-    candidates = [_candidate(task, size, shapes) for task in TASKS.values() for size in SIZES]
+    signed = [f for f in FAMILIES.values() if f.sign and f.sign in state]  # others of the same shapes are told by it
+    read = signed or [f for f in FAMILIES.values() if f.sign == ""]
+    candidates = [_candidate(family, size, shapes) for family in read for size in family.sizes]
     fits, best = [], ("", 10**9, "")
     for each in candidates:
-        with torch.device("meta"):
-            network = detector(each.row, each.task.decoder(each.row, each.labels))
-        wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+        wanted = {key: tuple(value.shape) for key, value in each.build().state_dict().items()}
         different = [key for key in {**wanted, **shapes} if wanted.get(key) != shapes.get(key)]
         if not different:
             fits.append(each)
@@ -99,13 +105,13 @@ def recognise(state: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor
     )
 
 
-def _candidate(task: Task, size: str, shapes: Mapping[str, tuple[int, ...]]) -> Match:
+def _candidate(family: Family, size: str, shapes: Mapping[str, tuple[int, ...]]) -> Match:
     """What a file is if it is of this model."""
-    labels = task.labels
+    labels = family.task.labels
     classes = shapes.get("decoder.enc_score.bias", (len(labels),))[0]
     if classes != len(labels):
         labels = replace(labels, names=tuple(f"class {i}" for i in range(classes)), ids=(), unused=())
     points = shapes.get("decoder.keypoints.weight", (0,))[0]
     if labels.skeleton is not None and points not in (0, len(labels.skeleton)):
         labels = replace(labels, skeleton=Skeleton(tuple(f"keypoint {i}" for i in range(points))))
-    return Match(task, size, task.size(SIZES[size]).changed(**task.released), labels)
+    return Match(family, size, family.row(size).changed(**family.task.released), labels)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from edgecrafter import registry, vits
-from edgecrafter.download import download
+from edgecrafter.download import cache_folder, download
 from edgecrafter.hub import (
     OWN_LICENCE,
     RANDOM,
@@ -55,7 +55,7 @@ def origin(model: str | Path) -> Origin:
     path = resolve(model)
     file = read(path) if path.is_file() else None
     name = file[1].name if file else proper(str(model))
-    return Origin(name, parse(name)[0], file)
+    return Origin(name, parse(name).task, file)
 
 
 def start(
@@ -81,9 +81,18 @@ def start(
     shape = vits.options(vit) if vit else _shape(source[1].size) if source and not fresh else {}
     info = _described(given, labels, size, source[1].input if source else None, fresh)
     info = replace(info, size=info.size.changed(**{**shape, **options}))
-    lines, other_vit = [], None
+    lines, other_vit, random_backbone = [], None, False
+    if backbone is None and source is None and info.size.backbone:  # a family around another library's backbone
+        kind = backbone_weights if weights == "auto" else foreign.RANDOM
+        other_vit = libraries.build(info.size.backbone, info.size.fused, info.size.norm, kind)
+        lines.append(f"{info.name} around {foreign.title(info.size.backbone)}, weights: {kind}")
+        row = registry.find(info.name)
+        if weights == "auto" and row is not None:
+            lines.append(f"  not from the authors' weights: fetch {row.url} by hand to {cache_folder() / row.file}")
+        random_backbone = kind == foreign.RANDOM
     if backbone is not None and vit is None:
         other_vit, info = _foreign(backbone, info, backbone_weights)
+        random_backbone = isinstance(backbone, (str, Path)) and backbone_weights == foreign.RANDOM
         title, own = foreign.title(other_vit.facts.spec), isinstance(backbone, nn.Module)
         lines.append(f"{info.name} around {title}, weights: {'its own' if own else backbone_weights}")
         lines.append(f"  licence of the backbone: {other_vit.facts.licence}")
@@ -105,8 +114,7 @@ def start(
         lines.append(vits.load(network.get_submodule("backbone.vit"), vit))
         info = replace(info, licence=_inherited(vits.about(vit).get("licence", ""), info))
     random_vit = not fresh and any(name.startswith(_WEIGHTY) for name in new)
-    random_vit |= isinstance(backbone, (str, Path)) and other_vit is not None and backbone_weights == foreign.RANDOM
-    return Start(network, info, lines, random_vit)
+    return Start(network, info, lines, random_backbone or (random_vit and other_vit is None))
 
 
 def _described(
@@ -254,7 +262,12 @@ def _source(name: str, weights: str | Path, fresh: bool) -> tuple[dict[str, Tens
     if str(weights) != "auto":
         return read(locate(weights))
     row = registry.find(name)
-    return None if row is None else read(download(row))
+    return None if row is None or _by_hand(row) else read(download(row))
+
+
+def _by_hand(row: registry.Weight) -> bool:
+    """Whether the file of a name has still to be fetched by somebody."""
+    return not row.direct and not (cache_folder() / row.file).is_file()
 
 
 def _inherited(licence: str, info: ModelInfo) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 from edgecrafter import registry
 from edgecrafter.geometry.keypoints import PERSON_EDGES, PERSON_KEYPOINTS, PERSON_PAIRS
 from edgecrafter.losses import denoising, masks, pose_denoising, poses
-from edgecrafter.losses.set_loss import SetLoss
+from edgecrafter.losses.set_loss import SetLoss, criterion
 from edgecrafter.models.detector import box_decoder, mask_decoder, pose_decoder
 from edgecrafter.models.sizes import Size
 from edgecrafter.types import Labels, QueryGroup, Skeleton, Target
@@ -36,7 +36,7 @@ class Task:
     prefix: str
     """of the model names: ``ecdet`` + ``-`` + size"""
     decoder: Callable[[Size, Labels], nn.Module]
-    loss: Callable[[Labels], SetLoss]
+    loss: Callable[[Labels, Size], SetLoss]
     denoise: Denoise
     """targets, labels, generator, budget of queries, noise -> the denoising group of a batch"""
     counts: tuple[str, ...]
@@ -94,7 +94,7 @@ DETECT = Task(
     name="detect",
     prefix="ecdet",
     decoder=lambda size, labels: box_decoder(size, len(labels)),
-    loss=lambda labels: SetLoss(),
+    loss=lambda labels, size: criterion(size.criterion, size.curvature),
     denoise=_boxes,
     counts=("bbox",),
 )
@@ -103,7 +103,7 @@ SEGMENT = Task(
     prefix="ecinsseg",
     aliases=("ecseg",),
     decoder=lambda size, labels: mask_decoder(size, len(labels)),
-    loss=lambda labels: SetLoss(masks.SEGMENT, masks.SEGMENT_COSTS),
+    loss=lambda labels, size: SetLoss(masks.SEGMENT, masks.SEGMENT_COSTS),
     denoise=_boxes,
     counts=("segm", "bbox"),
     scores=("AP", "AP50", "AP75", "APs", "APm", "APl", "box_AP", "box_AP50", "box_AP75"),
@@ -116,7 +116,7 @@ POSE = Task(
     name="pose",
     prefix="ecpose",
     decoder=lambda size, labels: pose_decoder(size, len(labels), len(skeleton(labels))),
-    loss=lambda labels: SetLoss(poses.table(skeleton(labels).sigmas), poses.costs(skeleton(labels).sigmas)),
+    loss=lambda labels, size: SetLoss(poses.table(skeleton(labels).sigmas), poses.costs(skeleton(labels).sigmas)),
     denoise=_poses,
     counts=("keypoints",),
     scores=("AP", "AP50", "AP75", "APm", "APl"),

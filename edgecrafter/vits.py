@@ -39,6 +39,17 @@ def row_of(name: str) -> tuple[str, Size]:
     return vit, SIZES[VITS[vit]]
 
 
+def of(model: str) -> str:
+    """The vision transformer of a model such as ``ecdet-s``: ``t``. Raises ``ValueError`` for one without ours."""
+    known = hub.parse(model)
+    if known.row.backbone:
+        raise ValueError(
+            f"{model} has no vision transformer of ours that could be distilled ({known.row.backbone}); a teacher can "
+            "help its training: edgecrafter train with distill=dsi"
+        )
+    return next(vit for vit, size in VITS.items() if size == known.size)
+
+
 def changed(name: str, options: Mapping[str, Any]) -> tuple[str, Size]:
     """As ``row_of``, with those of ``options`` that shape the ViT (``OPTIONS``) and are not None."""
     vit, row = row_of(name)

@@ -74,7 +74,7 @@ class Batches:
 def plan(epochs: int = 2, steps: int = 2, accumulate: int = 1, **changes: Any) -> Plan:
     """A plan for batches of two pictures."""
     config = TrainConfig(epochs=epochs, batch=2, accumulate=accumulate, warmup=0)
-    made = resolve(config, recipe_for("detect", "p"), 2 * steps * accumulate)
+    made = resolve(config, recipe_for("ecdet-p"), 2 * steps * accumulate)
     return replace(made, **changes)
 
 

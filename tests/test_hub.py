@@ -7,9 +7,10 @@ import pickle
 import pytest
 import torch
 
-from edgecrafter import download, hub, registry, released
+from edgecrafter import download, hub, registry
 from edgecrafter.models import official
 from edgecrafter.models.fuse import fuse
+from edgecrafter.models.sizes import SIZES
 from edgecrafter.start import origin, start
 from edgecrafter.types import InputSpec, Labels, Skeleton
 
@@ -116,7 +117,7 @@ def test_released_files_of_other_models_name_the_nearest(tmp_path):
 
 
 def test_ambiguous_files_name_the_candidates(monkeypatch, tmp_path):
-    monkeypatch.setitem(released.SIZES, "q", hub.SIZES["p"])
+    monkeypatch.setitem(SIZES, "q", SIZES["p"])
     network, _ = hub.create("ecdet-p", LABELS)
     torch.save({"model": official.to_official(network.state_dict())}, tmp_path / "p.pth")
     with pytest.raises(ValueError, match="fits more than one model: ecdet-p, ecdet-q"):

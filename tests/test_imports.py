@@ -21,6 +21,7 @@ FLOORS = (
     ("losses", "postprocess", "metrics", "draw", "sheet"),
     ("infer", "results", "registry", "distill", "paired"),
     ("tasks", "download"),
+    ("families",),
     ("released",),
     ("hub",),
     ("vits",),

@@ -54,7 +54,7 @@ def losses(model, targets, side=(64, 64), labels=LABELS, budget=100, task="detec
     images = torch.rand(len(targets), 3, *side, generator=torch.Generator().manual_seed(2))
     random = torch.Generator().manual_seed(3)
     outputs = model.train()(images, [group])
-    return chosen.loss(labels)(outputs, targets, lambda shape: torch.rand(shape, generator=random))
+    return chosen.loss(labels, SIZES["s"])(outputs, targets, lambda shape: torch.rand(shape, generator=random))
 
 
 @EVERY_TASK

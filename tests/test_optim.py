@@ -21,7 +21,7 @@ GOLDEN = json.loads((Path(__file__).parent / "golden" / "schedule.json").read_te
 
 
 def plan_of(size: str) -> Plan:
-    return resolve(TrainConfig(), recipe_for("detect", size), 118287)
+    return resolve(TrainConfig(), recipe_for(f"ecdet-{size}"), 118287)
 
 
 def test_golden_groups() -> None:

@@ -74,7 +74,7 @@ def whole(place: Path) -> Report:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No measurement: the forecast is a made-up one."""
-    plan = resolve(TrainConfig(epochs=1), recipe_for("detect", "p"), 12)
+    plan = resolve(TrainConfig(epochs=1), recipe_for("ecdet-p"), 12)
     monkeypatch.setattr(run, "_measure", lambda probe: timing.Timing(plan, 0.1, 1.0, 2))
 
 

@@ -42,7 +42,7 @@ def test_golden_factors(case: str, warmup: int, gamma: float) -> None:
 def test_published_plan(
     size: str, epochs: int, mosaic_until: int, probability: float, backbone_lr: float, decay: float, world: int
 ) -> None:
-    plan = resolve(TrainConfig(data="coco"), recipe_for("detect", size), COCO, world)
+    plan = resolve(TrainConfig(data="coco"), recipe_for(f"ecdet-{size}"), COCO, world)
     steps = COCO // 32
     assert (plan.epochs, plan.steps, plan.effective_batch) == (epochs, steps, 32)
     assert (plan.mosaic_until, plan.plain_from) == (mosaic_until, epochs - 2)
@@ -63,7 +63,7 @@ def test_published_plan(
 )
 def test_published_plan_of_pose(size: str, epochs: int, mosaic_until: int, backbone_lr: float, decay: float) -> None:
     pictures = 56_599
-    plan = resolve(TrainConfig(data="coco"), recipe_for("pose", size), pictures)
+    plan = resolve(TrainConfig(data="coco"), recipe_for(f"ecpose-{size}"), pictures)
     assert (plan.epochs, plan.steps, plan.effective_batch) == (epochs, pictures // 64, 64)
     assert (plan.mosaic_until, plan.plain_from) == (mosaic_until, epochs - 2)
     assert plan.augment == Augment.strong(0.5, 0.5, 0.5)
@@ -77,7 +77,7 @@ def test_published_plan_of_pose(size: str, epochs: int, mosaic_until: int, backb
 @pytest.mark.parametrize("size, epochs, mosaic_until", [("s", 74, 36), ("m", 74, 36), ("l", 50, 24), ("x", 50, 24)])
 def test_published_plan_of_segmentation(size: str, epochs: int, mosaic_until: int) -> None:
     """As for detection (A.2.3), but for the epochs of M and the backbone's rate of L."""
-    plan = resolve(TrainConfig(data="coco"), recipe_for("segment", size), COCO)
+    plan = resolve(TrainConfig(data="coco"), recipe_for(f"ecinsseg-{size}"), COCO)
     assert (plan.epochs, plan.mosaic_until, plan.effective_batch) == (epochs, mosaic_until, 32)
     assert plan.backbone_lr == (2.5e-5 if size in "sm" else 2.5e-6)
     assert plan.augment.paste == 0 and plan.reload_best and plan.notes == ()
@@ -85,7 +85,7 @@ def test_published_plan_of_segmentation(size: str, epochs: int, mosaic_until: in
 
 def test_plans_of_older_runs_are_read() -> None:
     """An older run can go on: what its plan does not say is what it did."""
-    plan = resolve(TrainConfig(), recipe_for("detect", "s"), 1000)
+    plan = resolve(TrainConfig(), recipe_for("ecdet-s"), 1000)
     values = plan.to_dict()
     for new in ("warmup_power", "reload_best"):
         del values[new]
@@ -105,7 +105,7 @@ def test_any_run_has_a_valid_plan(task: str) -> None:
                 accumulate=rng.choice([1, 2, 5]),
                 warmup=rng.choice([None, 0, 10**6]),
             )
-            check(resolve(config, recipe_for(task, size), pictures, world), pictures, world)
+            check(resolve(config, recipe_for(f"{task}-{size}"), pictures, world), pictures, world)
 
 
 def check(plan: Plan, pictures: int, world: int) -> None:
@@ -133,7 +133,7 @@ def check(plan: Plan, pictures: int, world: int) -> None:
     "epochs, mosaic, plain", [(1, 0, 0), (2, 1, 0), (3, 1, 1), (6, 2, 2), (20, 9, 2), (148, 73, 2)]
 )
 def test_phases_follow_the_epochs(epochs: int, mosaic: int, plain: int) -> None:
-    plan = resolve(TrainConfig(epochs=epochs), recipe_for("detect", "s"), 1000)
+    plan = resolve(TrainConfig(epochs=epochs), recipe_for("ecdet-s"), 1000)
     assert (plan.mosaic_until, plan.epochs - plan.plain_from) == (mosaic, plain)
     strengths = [plan.augment_of(epoch) for epoch in range(epochs)]
     assert strengths[:mosaic] == [Augment.strong(0.75, 0.75)] * mosaic
@@ -142,32 +142,32 @@ def test_phases_follow_the_epochs(epochs: int, mosaic: int, plain: int) -> None:
 
 
 def test_rates_and_average_follow_the_batch() -> None:
-    plan = resolve(TrainConfig(batch=8), recipe_for("detect", "s"), COCO)
+    plan = resolve(TrainConfig(batch=8), recipe_for("ecdet-s"), COCO)
     assert plan.lr == pytest.approx(5e-4 / 2) and plan.backbone_lr == pytest.approx(2.5e-5 / 2)
     assert plan.ema == pytest.approx(0.9999**0.25) and plan.ema_warmup == 4000
-    together = resolve(TrainConfig(batch=4, accumulate=4), recipe_for("detect", "s"), COCO, world=2)
+    together = resolve(TrainConfig(batch=4, accumulate=4), recipe_for("ecdet-s"), COCO, world=2)
     assert (together.effective_batch, together.lr, together.ema) == (32, 5e-4, 0.9999)
 
 
 def test_small_data() -> None:
-    plan = resolve(TrainConfig(), recipe_for("detect", "s"), 300)
+    plan = resolve(TrainConfig(), recipe_for("ecdet-s"), 300)
     assert plan.epochs == 300 and "small data set" in plan.notes[0]
     assert 1 / (1 - plan.ema) == pytest.approx(plan.total / 10), "the average must catch up in a short run"
-    asked = resolve(TrainConfig(epochs=5), recipe_for("detect", "s"), 300)
+    asked = resolve(TrainConfig(epochs=5), recipe_for("ecdet-s"), 300)
     assert asked.epochs == 5 and "few" in asked.notes[0]
-    tiny = resolve(TrainConfig(epochs=9, accumulate=4), recipe_for("detect", "s"), 5)
+    tiny = resolve(TrainConfig(epochs=9, accumulate=4), recipe_for("ecdet-s"), 5)
     assert (tiny.batch, tiny.accumulate, tiny.steps) == (5, 1, 1) and len(tiny.notes) == 4
 
 
 def test_random_backbone_learns_at_the_full_rate() -> None:
-    recipe = recipe_for("detect", "x")
+    recipe = recipe_for("ecdet-x")
     assert resolve(TrainConfig(), recipe, COCO, random_backbone=True).backbone_lr == 5e-4
     asked = resolve(TrainConfig(backbone_lr=1e-6), recipe, COCO, random_backbone=True)
     assert asked.backbone_lr == 1e-6
 
 
 def test_rates_depend_on_the_step_alone() -> None:
-    plan = resolve(TrainConfig(epochs=10), recipe_for("detect", "s"), 640)
+    plan = resolve(TrainConfig(epochs=10), recipe_for("ecdet-s"), 640)
     optimizer = adamw(hub.create("ecdet-p")[0], plan)
     assert set_rates(optimizer, plan, 0) == pytest.approx(1 / plan.warmup**2), "the first step is the gentlest"
     seen = []
@@ -180,7 +180,7 @@ def test_rates_depend_on_the_step_alone() -> None:
 
 def test_plan_and_options_survive_yaml() -> None:
     config = TrainConfig(data="x", imgsz=96, freeze=["norm"])
-    plan = resolve(config, recipe_for("detect", "p"), 50)
+    plan = resolve(config, recipe_for("ecdet-p"), 50)
     stored = yaml.safe_load(yaml.safe_dump({"plan": plan.to_dict(), "options": config.to_dict()}))
     assert Plan.from_dict(stored["plan"]) == plan
     assert TrainConfig.from_dict(stored["options"]) == config
@@ -217,7 +217,7 @@ def fields_of() -> list[str]:
 
 
 def test_unknown_recipe_lists_the_known() -> None:
-    with pytest.raises(ValueError, match="detect s"):
-        recipe_for("detect", "huge")
-    known = list(itertools.chain(*([(task, size) for size in rows] for task, rows in RECIPES.items())))
-    assert all(recipe_for(*row).epochs for row in known)
+    with pytest.raises(ValueError, match="ecdet-s"):
+        recipe_for("ecdet-huge")
+    known = list(itertools.chain(*([f"{family}-{size}" for size in rows] for family, rows in RECIPES.items())))
+    assert sorted(known) == sorted(hub.names()) and all(recipe_for(name).epochs for name in known)

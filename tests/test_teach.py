@@ -58,7 +58,7 @@ def test_a_run_that_goes_on_asks_for_nothing_that_was_not_given() -> None:
 
 def test_recipes_are_those_of_table_10() -> None:
     for detector, _ in registry.TEACHERS.values():
-        assert recipe_for("detect", detector[-1]).epochs == 50 and not recipe_for("detect", detector[-1]).ours
+        assert recipe_for(detector).epochs == 50 and not recipe_for(detector).ours
 
 
 # end to end

@@ -45,6 +45,12 @@ class Teacher:
             maps: list[Tensor] = self._features(x, self.blocks)
         return [each.float() for each in maps]
 
+    @property
+    def stride(self) -> int:
+        """Input pixels per token of its maps; those of a hierarchy are of stride 16."""
+        facts = getattr(self.network, "facts", None)
+        return facts.stride if facts is not None else 16
+
     def widths(self, size: tuple[int, int]) -> list[int]:
         """Channels of each map for pictures of ``size`` (h, w). Raises ``ValueError`` when the network does not take
         them, or has fewer blocks than are asked for."""

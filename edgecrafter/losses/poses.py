@@ -10,12 +10,11 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from edgecrafter.geometry import keypoints as geometry
 from edgecrafter.geometry.numbers import on_device
-from edgecrafter.losses import matching
+from edgecrafter.losses import matching, terms
 from edgecrafter.losses.matching import Cost
 from edgecrafter.losses.set_loss import Term
 from edgecrafter.losses.truth import Truth, View
@@ -23,7 +22,7 @@ from edgecrafter.types import LayerOutput, Match
 
 LEAST = 1e-6
 """OKS is not counted below this, and has no gradient there"""
-ALPHA, GAMMA = 0.25, 2.0
+ALPHA = 0.25
 
 Sigmas = tuple[float, ...]
 
@@ -51,12 +50,8 @@ def _found(layers: Sequence[LayerOutput]) -> Iterator[Tensor]:
 
 def vfl(view: View, truth: Truth, pairs: Match, count: Tensor, sigmas: Sigmas) -> Tensor:
     """Varifocal classification (Zhang et al. 2021): a matched query should score its OKS."""
-    logits = view.layer.logits.float()
     quality = similarity(view, truth, pairs, sigmas).detach()
-    place = (pairs.image, pairs.query, truth.labels[truth.index(pairs)])
-    target = torch.zeros_like(logits).index_put_(place, quality)
-    weight = (ALPHA * logits.detach().sigmoid().pow(GAMMA)).index_put_(place, quality)
-    return F.binary_cross_entropy_with_logits(logits, target, weight, reduction="sum") / count
+    return terms.varifocal(view.layer.logits.float(), truth, pairs, quality, ALPHA) / count
 
 
 def l1(view: View, truth: Truth, pairs: Match, count: Tensor) -> Tensor:

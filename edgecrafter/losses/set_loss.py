@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -41,8 +42,20 @@ DETECT = (
 )
 """EdgeCrafter, Table 10."""
 
+CRITERIA: dict[str, tuple[Term, ...]] = {
+    "mal": DETECT,
+    "vfl": (Term("vfl", terms.vfl, 1.0), *DETECT[1:]),
+}
+"""name in a size's row -> its loss table: EdgeCrafter, RT-DETRv4 and DEIM; D-FINE"""
+
 DETECT_COSTS = (Cost(matching.classes, 2.0), Cost(matching.l1, 5.0), Cost(matching.giou, 2.0))
 """As released."""
+
+
+def criterion(name: str, curvature: float) -> SetLoss:
+    """The loss of boxes for the row of a size: the table of this name, for edges of this curvature."""
+    fgl = partial(terms.fgl, curvature=curvature)
+    return SetLoss([replace(row, fn=fgl) if row.fn is terms.fgl else row for row in CRITERIA[name]])
 
 
 class SetLoss(nn.Module):

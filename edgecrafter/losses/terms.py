@@ -33,6 +33,21 @@ def mal(view: View, truth: Truth, pairs: Match, count: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, target, weight, reduction="sum") / count
 
 
+def vfl(view: View, truth: Truth, pairs: Match, count: Tensor) -> Tensor:
+    """Varifocal classification (Zhang et al. 2021): a match should score its IoU (RT-DETR, D-FINE)."""
+    quality = paired_iou(view.layer, truth, pairs)
+    return varifocal(view.layer.logits.float(), truth, pairs, quality, alpha=0.75) / count
+
+
+def varifocal(logits: Tensor, truth: Truth, pairs: Match, quality: Tensor, alpha: float) -> Tensor:
+    """Varifocal loss of logits [B, Q, C], summed; ``quality`` [P] is what the matched class should score and how much
+    it counts, every other entry counts ``alpha`` times its score squared."""
+    place = (pairs.image, pairs.query, truth.labels[truth.index(pairs)])
+    target = torch.zeros_like(logits).index_put_(place, quality)
+    weight = (alpha * logits.detach().sigmoid().square()).index_put_(place, quality)
+    return F.binary_cross_entropy_with_logits(logits, target, weight, reduction="sum")
+
+
 def l1(view: View, truth: Truth, pairs: Match, count: Tensor) -> Tensor:
     """Sum of the absolute differences of cx, cy, w, h."""
     return (_boxes(view.layer, pairs) - truth.boxes[truth.index(pairs)]).abs().sum() / count
@@ -44,13 +59,16 @@ def giou(view: View, truth: Truth, pairs: Match, count: Tensor) -> Tensor:
     return (1 - geometry.giou_paired(found, truth.boxes_xyxy[truth.index(pairs)])).sum() / count
 
 
-def fgl(view: View, truth: Truth, pairs: Match, count: Tensor) -> Tensor:
-    """Fine-grained localisation (D-FINE): cross-entropy with the two bins around each true edge, times the IoU."""
+def fgl(view: View, truth: Truth, pairs: Match, count: Tensor, curvature: float = bins.CURVATURE) -> Tensor:
+    """Fine-grained localisation (D-FINE): cross-entropy with the two bins around each true edge, times the IoU.
+
+    ``curvature`` is the decoder's.
+    """
     edges, base = view.layer.edges, view.base
     assert edges is not None and base is not None
     place = (pairs.image, pairs.query)
-    values = on_device(bins.weighting(), edges.device)
-    index, upper = bins.encode(base[place], truth.boxes_xyxy[truth.index(pairs)], values)
+    values = on_device(bins.weighting(curvature=curvature), edges.device)
+    index, upper = bins.encode(base[place], truth.boxes_xyxy[truth.index(pairs)], values, curvature)
     logs = edges[place].float().log_softmax(-1)
     low = logs.gather(-1, index[..., None])[..., 0]
     high = logs.gather(-1, index[..., None] + 1)[..., 0]

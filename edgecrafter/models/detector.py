@@ -57,20 +57,29 @@ def detector(size: Size, decoder: nn.Module, foreign: Foreign | None = None) -> 
         pyramid = Pyramid(size.vit, size.width, size.fusion, size.fused, size.project)
     return Detector(
         backbone=Backbone(foreign or ecvit(size), pyramid),
-        encoder=HybridEncoder(size.width, size.csp_width, size.csp_depth, size.enc_ffn),
+        encoder=HybridEncoder(size.width, size.csp_width, size.csp_depth, size.enc_ffn, size.arch),
         decoder=decoder,
     )
 
 
-def box_decoder(size: Size, classes: int) -> Decoder:
+def box_decoder(size: Size, classes: int, masks: nn.Module | None = None) -> Decoder:
     """The decoder of the detection task."""
-    return Decoder(classes, size.width, size.det_ffn, size.det_layers, size.queries)
+    return Decoder(
+        classes,
+        size.dec_width or size.width,
+        size.det_ffn,
+        size.det_layers,
+        size.queries,
+        masks,
+        kind=size.arch,
+        inputs=size.width,
+        curvature=size.curvature,
+    )
 
 
 def mask_decoder(size: Size, classes: int) -> Decoder:
     """The same with a head for masks: the decoder of the segmentation task."""
-    head = MaskHead(size.width, size.det_layers, size.mask_blocks)
-    return Decoder(classes, size.width, size.det_ffn, size.det_layers, size.queries, head)
+    return box_decoder(size, classes, MaskHead(size.width, size.det_layers, size.mask_blocks))
 
 
 def pose_decoder(size: Size, classes: int, keypoints: int) -> PoseDecoder:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgecrafter.nn.attention import PositionedAttention
-from edgecrafter.nn.conv import ELAN, ConvNorm
+from edgecrafter.nn.conv import CSP2, ELAN, ConvNorm, CSPStage
+from edgecrafter.nn.mlp import Activation
 from edgecrafter.nn.positions import sine_cosine
 
 
 class AIFI(nn.Module):
     """Attention within the coarsest level: one post-norm transformer layer, [B, D, h, w] -> the same."""
 
-    def __init__(self, width: int, hidden: int, heads: int = 8) -> None:
+    def __init__(self, width: int, hidden: int, activation: Activation = F.silu, heads: int = 8) -> None:
         super().__init__()
+        self.activation = activation
         self.attention = PositionedAttention(width, heads)
         self.linear1 = nn.Linear(width, hidden)
         self.linear2 = nn.Linear(hidden, width)
@@ -28,7 +32,7 @@ class AIFI(nn.Module):
         x = level.flatten(2).transpose(1, 2)
         position = sine_cosine(h, w, D, x.device).to(x.dtype)
         x = self.norm1(x + self.attention(x, position))
-        x = self.norm2(x + self.linear2(F.silu(self.linear1(x))))
+        x = self.norm2(x + self.linear2(self.activation(self.linear1(x))))
         return x.transpose(1, 2).reshape(B, D, h, w)  # type: ignore[no-any-return]
 
 
@@ -44,27 +48,64 @@ class Down(nn.Module):
         return self.depth(self.point(x))  # type: ignore[no-any-return]
 
 
+def _sum(coarse: Tensor, fine: Tensor) -> Tensor:
+    return coarse + fine
+
+
+def _concat(coarse: Tensor, fine: Tensor) -> Tensor:
+    return torch.cat([coarse, fine], dim=1)
+
+
+def _lateral(width: int) -> nn.Module:
+    return ConvNorm(width, width)
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """How the encoder of one architecture mixes its levels."""
+
+    block: Callable[[int, int, int], nn.Module]
+    """width, inner width, depth -> what follows on two joined levels"""
+    join: Callable[[Tensor, Tensor], Tensor] = _concat
+    """the resized level and the one that it meets, [B, D, h, w] each -> one map"""
+    activation: Activation = F.gelu
+    """of the attention layer's perceptron"""
+    lateral: Callable[[int], nn.Module] = _lateral
+    down: Callable[[int], nn.Module] = Down
+
+
+_RT = Fusion(lambda width, hidden, depth: ELAN(2 * width, width, hidden, depth, CSPStage))
+FUSIONS = {
+    "ec": Fusion(lambda width, hidden, depth: ELAN(width, width, hidden, depth, CSP2), _sum, F.silu),
+    "rt": _RT,
+    "dfine": _RT,
+}
+"""``Size.arch`` -> how its encoder fuses"""
+
+
 class HybridEncoder(nn.Module):
     """Levels of stride 8, 16, 32, each [B, D, h, w] -> the same shapes, each aware of the others.
 
     ``forward`` also returns the coarsest level after attention, before fusion (F5).
     """
 
-    def __init__(self, width: int, csp_width: int, csp_depth: int, hidden: int) -> None:
+    def __init__(self, width: int, csp_width: int, csp_depth: int, hidden: int, fusion: str = "ec") -> None:
         super().__init__()
-        self.aifi = AIFI(width, hidden)
-        self.laterals = nn.ModuleList(ConvNorm(width, width) for _ in range(2))
-        self.top_down = nn.ModuleList(ELAN(width, csp_width, csp_depth) for _ in range(2))
-        self.downs = nn.ModuleList(Down(width) for _ in range(2))
-        self.bottom_up = nn.ModuleList(ELAN(width, csp_width, csp_depth) for _ in range(2))
+        kind = FUSIONS[fusion]
+        self.join = kind.join
+        self.aifi = AIFI(width, hidden, kind.activation)
+        self.laterals = nn.ModuleList(kind.lateral(width) for _ in range(2))
+        self.top_down = nn.ModuleList(kind.block(width, csp_width, csp_depth) for _ in range(2))
+        self.downs = nn.ModuleList(kind.down(width) for _ in range(2))
+        self.bottom_up = nn.ModuleList(kind.block(width, csp_width, csp_depth) for _ in range(2))
 
     def forward(self, levels: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         fine, middle, coarse = levels
         attended = self.aifi(coarse)
         top5 = self.laterals[0](attended)
-        top4 = self.laterals[1](self.top_down[0](F.interpolate(top5, scale_factor=2.0) + middle))
-        out3 = self.top_down[1](F.interpolate(top4, scale_factor=2.0) + fine)
+        top4 = self.laterals[1](self.top_down[0](self.join(F.interpolate(top5, scale_factor=2.0), middle)))
+        out3 = self.top_down[1](self.join(F.interpolate(top4, scale_factor=2.0), fine))
         # the way up meets the lateral outputs top4 and top5, as in the released model
-        out4 = self.bottom_up[0](self.downs[0](out3) + top4)
-        out5 = self.bottom_up[1](self.downs[1](out4) + top5)
+        out4 = self.bottom_up[0](self.join(self.downs[0](out3), top4))
+        out5 = self.bottom_up[1](self.join(self.downs[1](out4), top5))
         return [out3, out4, out5], attended

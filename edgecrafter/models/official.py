@@ -102,20 +102,43 @@ POSES = (
     ("decoder.layers.#.ffn.*", "decoder.decoder.layers.#.*"),
 )
 
+RT = (
+    ("backbone.vit.network.stages_#.*", "backbone.stages.#.*"),
+    ("backbone.vit.network.*", "backbone.*"),
+    ("backbone.pyramid.projections.*", "encoder.input_proj.*"),
+    *(
+        row
+        for ours, theirs in (("top_down", "fpn_blocks"), ("bottom_up", "pan_blocks"))
+        for stage, cv in (("stage1", "cv2"), ("stage2", "cv3"))
+        for row in (
+            (f"encoder.{ours}.#.{stage}.skip.*", f"encoder.{theirs}.#.{cv}.0.conv2.*"),
+            (f"encoder.{ours}.#.{stage}.smooth.*", f"encoder.{theirs}.#.{cv}.1.*"),
+        )
+    ),
+    ("decoder.enter.*", "decoder.input_proj.*"),
+    ("decoder.enc_project.*", "decoder.enc_output.proj.*"),
+    ("decoder.enc_norm.*", "decoder.enc_output.norm.*"),
+    ("decoder.layers.#.ffn.norm.*", "decoder.decoder.layers.#.norm3.*"),
+    *(row for row in BOXES if not row[0].startswith(("backbone.", "decoder.layers.#.ffn.norm."))),
+)
+"""RT-DETRv4: a convolutional backbone, and more in encoder and decoder"""
+
 VIT = "backbone.vit."
 OFFICIAL_VIT = "backbone.backbone."
+TRAINING = "encoder.feature_projector."
+"""the projector of RT-DETRv4's distillation, which the authors keep in the model and count with it"""
 SIDE = 640
 """Released files hold anchors for this input size."""
 
 
-def official_name(ours: str, poses: bool = False) -> str:
-    """The released key of one of our entries, of a pose model if ``poses``; ``KeyError`` when there is none."""
-    return _renamed(ours, _TO_OFFICIAL[poses])
+def official_name(ours: str, kind: str = "boxes") -> str:
+    """The released key of one of our entries, of a model of ``kind`` (boxes, poses, rt); ``KeyError`` without one."""
+    return _renamed(ours, _TO_OFFICIAL[kind])
 
 
-def our_name(official: str, poses: bool = False) -> str:
+def our_name(official: str, kind: str = "boxes") -> str:
     """Our key of a released entry; ``KeyError`` when there is none (constants have none)."""
-    return _renamed(official, _TO_OURS[poses])
+    return _renamed(official, _TO_OURS[kind])
 
 
 def unwrap(file: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -128,19 +151,22 @@ def unwrap(file: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A released state dict under our names; constants that follow from the architecture are compared and left out.
+    """A released state dict under our names; constants that follow from the architecture are compared and left out,
+    and so is what only the authors' training reads (``TRAINING``).
 
     Raises ``ValueError`` for keys that no row knows and for constants of another architecture.
     """
     fixed = constants(state)
-    poses = "decoder.tgt_embed.weight" in state
+    kind = next((kind for kind, sign in _SIGNS.items() if sign in state), "boxes")
     found, unknown = {}, []
     for name, value in state.items():
         if name in fixed:
             _compare(name, value, fixed[name])
             continue
+        if name.startswith(TRAINING):
+            continue
         try:
-            found[our_name(name, poses)] = value
+            found[our_name(name, kind)] = value
         except KeyError:
             unknown.append(name)
     if unknown:
@@ -150,8 +176,8 @@ def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our state dict under the released names, with the constants that a released file holds besides."""
-    poses = "decoder.ranks.weight" in state
-    renamed = {official_name(name, poses): value for name, value in state.items()}
+    kind = next((kind for kind, sign in _OUR_SIGNS.items() if sign in state), "boxes")
+    renamed = {official_name(name, kind): value for name, value in state.items()}
     return {**renamed, **constants(renamed)}
 
 
@@ -194,8 +220,12 @@ def _renamed(name: str, rows: list[tuple[re.Pattern[str], str]]) -> str:
     raise KeyError(name)
 
 
-_TO_OFFICIAL = {poses: _compile(list(rows)) for poses, rows in ((False, BOXES), (True, POSES))}
-_TO_OURS = {poses: _compile([(b, a) for a, b in rows]) for poses, rows in ((False, BOXES), (True, POSES))}
+_TABLES: dict[str, tuple[tuple[str, str], ...]] = {"boxes": BOXES, "poses": POSES, "rt": RT}
+_SIGNS = {"poses": "decoder.tgt_embed.weight", "rt": "encoder.input_proj.0.conv.weight"}
+"""an entry that only files of this kind have"""
+_OUR_SIGNS = {"poses": "decoder.ranks.weight", "rt": "backbone.vit.network.stem.stem1.conv.weight"}
+_TO_OFFICIAL = {kind: _compile(list(rows)) for kind, rows in _TABLES.items()}
+_TO_OURS = {kind: _compile([(b, a) for a, b in rows]) for kind, rows in _TABLES.items()}
 
 CLASS_ROWS = ("decoder.enc_score.", "decoder.scores.", "decoder.groups.table.", "decoder.groups.labels.")
 

@@ -49,8 +49,16 @@ class Size:
     """another library's backbone in place of the ViT (``models.libraries``); ``vit`` is then its width"""
     norm: bool = True
     """whether the blocks of such a backbone are read through its own final norm"""
+    arch: str = "ec"
+    """which encoder and decoder: "ec" (EdgeCrafter), "rt" (RT-DETRv4), "dfine" (D-FINE, DEIM)"""
+    criterion: str = "mal"
+    """which loss table (``losses.detection``)"""
+    dec_width: int = 0
+    """width of the decoder where it is another one than the encoder's"""
+    curvature: float = 4.0
+    """``c`` of the box edges: the larger, the finer (``geometry.bins``)"""
     ours: bool = False
-    """true for rows that are not of the paper"""
+    """true for rows that are not of a paper"""
 
     def __post_init__(self) -> None:
         _expect("fusion", self.fusion, ("mean", "concat"))
@@ -86,6 +94,27 @@ SIZES = {
     "l": Size(384, 6, 4, 256, 3, 96, 1024, 1024, pose_ffn=1024),
     "x": Size(384, 6, 6, 256, 3, 192, 2048, 2048, pose_ffn=2048),
 }
+
+
+def _rt(timm: str, csp_width: int, csp_depth: int, layers: int, **more: Any) -> Size:
+    """A row around one of timm's HGNetv2."""
+    plain: dict[str, Any] = {"width": 256, "enc_ffn": 1024, "det_ffn": 1024, "arch": "rt"}
+    shape: dict[str, Any] = {"vit": 0, "heads": 1, "ratio": 1, "csp_width": csp_width, "csp_depth": csp_depth}
+    return Size(**{**shape, **plain, "det_layers": layers, "backbone": f"timm:{timm}", "depth": 0, **more})
+
+
+RTDETRV4 = {
+    "p": _rt("hgnetv2_b0", 16, 1, 3, width=64, enc_ffn=128, det_ffn=128, queries=100, ours=True),
+    "s": _rt("hgnetv2_b0", 64, 1, 3),
+    "m": _rt("hgnetv2_b2", 128, 2, 4),
+    "l": _rt("hgnetv2_b4", 128, 3, 6),
+    "x": _rt("hgnetv2_b5", 192, 3, 6, width=384, enc_ffn=2048, dec_width=256, curvature=8.0),
+}
+"""RT-DETRv4 (released_behaviour 3.1, 4.1); row p is ours"""
+
+DEIM = {name: row.changed(arch="dfine") for name, row in RTDETRV4.items() if not row.ours}
+DFINE = {name: row.changed(criterion="vfl") for name, row in DEIM.items()}
+"""the hosts of RT-DETRv4's Table 2 that share its parts"""
 
 VITS = {"p": "p", "n": "n", "t": "s", "t+": "m", "s": "l", "s+": "x"}
 """Names of the ViTs, ecvit-t and so on as in the paper, and the rows that use them; p and n are ours."""

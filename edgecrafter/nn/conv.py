@@ -5,6 +5,8 @@ Every block that has a cheaper form at inference offers ``fused() -> nn.Module``
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -72,14 +74,31 @@ class CSP2(nn.Module):
         return kept + self.blocks(worked)  # type: ignore[no-any-return]
 
 
-class ELAN(nn.Module):
-    """Two CSP stages in a row; the input's two halves and both stages are merged by a 1x1 convolution."""
+class CSPStage(nn.Module):
+    """Two 1x1 convolutions; one's output goes through ``depth`` two-branch blocks and is added to the other's, and a
+    3x3 convolution follows (the stage of RT-DETRv4, DEIM and D-FINE)."""
 
-    def __init__(self, width: int, hidden: int, depth: int) -> None:
+    def __init__(self, inputs: int, width: int, depth: int) -> None:
         super().__init__()
-        self.split = ConvNorm(width, 2 * width, act=nn.SiLU())
-        self.stage1 = CSP2(width, hidden, depth)
-        self.stage2 = CSP2(hidden, hidden, depth)
+        self.enter = ConvNorm(inputs, width, act=nn.SiLU())
+        self.skip = ConvNorm(inputs, width, act=nn.SiLU())
+        self.blocks = nn.Sequential(*(RepBlock(width) for _ in range(depth)))
+        self.smooth = ConvNorm(width, width, 3, act=nn.SiLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.smooth(self.blocks(self.enter(x)) + self.skip(x))  # type: ignore[no-any-return]
+
+
+class ELAN(nn.Module):
+    """Two stages in a row; the halves of the input's 1x1 convolution and both stages are merged by another."""
+
+    def __init__(
+        self, inputs: int, width: int, hidden: int, depth: int, stage: Callable[[int, int, int], nn.Module] = CSP2
+    ) -> None:
+        super().__init__()
+        self.split = ConvNorm(inputs, 2 * width, act=nn.SiLU())
+        self.stage1 = stage(width, hidden, depth)
+        self.stage2 = stage(hidden, hidden, depth)
         self.merge = ConvNorm(2 * width + 2 * hidden, width, act=nn.SiLU())
 
     def forward(self, x: Tensor) -> Tensor:

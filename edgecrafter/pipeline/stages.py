@@ -9,7 +9,6 @@ from types import MappingProxyType
 from typing import Any
 
 from edgecrafter import hub, registry, teachers, vits
-from edgecrafter.models.sizes import VITS
 from edgecrafter.pipeline.config import PipelineConfig
 from edgecrafter.start import origin
 from edgecrafter.tasks import TASKS
@@ -77,13 +76,13 @@ def stages(config: PipelineConfig, folder: Path, choice: Mapping[str, Any] = Map
     if not config.data:
         raise ValueError("no data given: data=FOLDER, or a data.yaml or COCO json file")
     given = origin(config.model)
-    size = hub.parse(given.name)[1]
+    size = hub.parse(given.name).size
     if given.task.name != "detect":
         task = given.task.name
         raise ValueError(
             f"model={config.model}: expected a detector, from which others follow: model=ecdet-{size} tasks={task}"
         )
-    vit = next(vit for vit, of in VITS.items() if of == size)
+    vit = vits.of(given.name)
     common = {"seed": config.seed, "device": config.device, "workers": config.workers, "precision": config.precision}
     common |= {"project": str(folder), "exist_ok": True}
     sized = {"data": config.data, "imgsz": config.imgsz}

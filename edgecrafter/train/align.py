@@ -9,10 +9,11 @@ from edgecrafter.distill.align import Alignment, Explained, losses
 from edgecrafter.distill.teacher import Teacher
 from edgecrafter.infer import PRECISIONS
 from edgecrafter.train import distributed
+from edgecrafter.train.steps import Step
 from edgecrafter.types import Batch, InputSpec
 
 
-class AlignStep(nn.Module):
+class AlignStep(Step):
     """Teacher and student look at the same pixels, each normalised its own way: ``Batch`` -> ``align_0``, ...
 
     Only the alignment (student and adapters) is a part of the module; the teacher is beside it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 from edgecrafter import hub
 from edgecrafter.data import check, formats
 from edgecrafter.data.annotations import Annotations
+from edgecrafter.distill.base import Distiller
 from edgecrafter.hub import ModelInfo
 from edgecrafter.models import foreign
 from edgecrafter.models.detector import Detector
@@ -22,6 +23,7 @@ from edgecrafter.tasks import TASKS, Task
 from edgecrafter.train import distributed, recipes
 from edgecrafter.train.config import ARCHITECTURE, TrainConfig, input_size
 from edgecrafter.train.log import CSV
+from edgecrafter.train.methods import distillers
 from edgecrafter.train.recipes import Plan
 from edgecrafter.train.state import WEIGHTS, interrupted, new_folder, read_of, run_project
 from edgecrafter.train.steps import freeze_parts
@@ -43,6 +45,7 @@ class Begin:
     config: TrainConfig
     saved: dict[str, Any] | None = None
     """the state to go on from"""
+    distillers: list[Distiller] = field(default_factory=list)
 
 
 def fresh(config: TrainConfig, backbone: nn.Module | None = None) -> Begin:
@@ -81,10 +84,14 @@ def prepared(config: TrainConfig, backbone: nn.Module | None = None) -> Begin:
             **options,
         )
     freeze_parts(network, tuple(config.freeze))  # an unknown part is an error before anything is written
-    recipe = recipes.recipe_for(info.task, hub.parse(info.name)[1])
+    recipe = recipes.recipe_for(info.name)
     plan = recipes.resolve(config, recipe, len(training), distributed.world(), random_vit)
-    distributed.say("\n".join([*lines, *_crowded(training, info), plan.report()]))
-    return Begin(network, info, training, validation, plan, Path(), config)
+    with distributed.first_process_first():
+        methods = distillers(config, info, plan)
+    info = replace(info, licence="; ".join([info.licence, *(m.licence() for m in methods if m.licence())]))
+    told = [line for method in methods for line in method.report()]
+    distributed.say("\n".join([*lines, *_crowded(training, info), plan.report(), *told]))
+    return Begin(network, info, training, validation, plan, Path(), config, distillers=methods)
 
 
 def continued(asked: TrainConfig, backbone: nn.Module | None = None) -> Begin:
@@ -116,7 +123,9 @@ def continued(asked: TrainConfig, backbone: nn.Module | None = None) -> Begin:
         )
     distributed.say(f"going on after epoch {saved['progress']['epoch']}\n{plan.report()}")
     vit = None if backbone is None else foreign.adopt(backbone, info.size.fused)
-    return Begin(hub.build(info, vit), info, training, validation, plan, folder, config, saved)
+    with distributed.first_process_first():
+        methods = distillers(config, info, plan)
+    return Begin(hub.build(info, vit), info, training, validation, plan, folder, config, saved, methods)
 
 
 def _data(config: TrainConfig, task: Task) -> tuple[Annotations, Annotations]:

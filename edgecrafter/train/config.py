@@ -86,6 +86,9 @@ class TrainConfig:
     """probability that a batch is mixed with itself, in the first half of the strong phase"""
     paste: float | None = None
     """probability that objects of another picture are pasted into a training picture, in the same phase"""
+    distill: list[str] = field(default_factory=list)
+    """distillation while training: a method and its options, such as dsi,teacher=dinov3-b (RT-DETRv4's Deep Semantic
+    Injector); the trained model is the same without it. Methods and options are in docs/distillation.md"""
     noise: str = "paper"
     """denoising noise of pose models: paper (in every direction, as far as OKS says) or released (the authors' code)"""
     patience: int = 0

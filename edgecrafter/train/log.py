@@ -26,16 +26,26 @@ class Journal:
     speaks.
     """
 
-    def __init__(self, folder: Path, terms: Sequence[str], scores: Sequence[str], epochs: int, done: int = 0) -> None:
-        """``scores`` are the columns of an evaluation; rows of epochs from ``done`` on are removed (a resumed run)."""
+    def __init__(
+        self,
+        folder: Path,
+        terms: Sequence[str],
+        scores: Sequence[str],
+        epochs: int,
+        done: int = 0,
+        facts: Sequence[str] = (),
+    ) -> None:
+        """``scores`` are the columns of an evaluation, ``facts`` those of the step (``Step.end_epoch``); rows of epochs
+        from ``done`` on are removed (a resumed run)."""
         self.path, self.terms, self.scores, self.epochs = folder / CSV, tuple(terms), tuple(scores), epochs
+        self.facts = tuple(facts)
         self.speaks = distributed.rank() == 0
         self._board: Any = None
         self._bar: Any = None
         if self.speaks:
             folder.mkdir(parents=True, exist_ok=True)
             columns = ["epoch", "step", "seconds", "images_per_second", "lr", "loss", *self.terms, "skipped"]
-            self.columns = columns + [f"val/{name}" for name in self.scores]
+            self.columns = [*columns, *self.facts, *(f"val/{name}" for name in self.scores)]
             _write_rows(self.path, self.columns, [row for row in read_rows(self.path) if int(row["epoch"]) <= done])
             self._board = _tensorboard(folder, done)
 
@@ -70,8 +80,11 @@ class Journal:
             if self._bar.n >= self._bar.total:
                 self._bar.close()  # makes room for the evaluation's
 
-    def end(self, step: int, rate: float, scores: Mapping[str, float] | None) -> dict[str, Any]:
-        """Close the epoch after ``step`` steps in all, with the learning rate and the scores, if it was evaluated."""
+    def end(
+        self, step: int, rate: float, scores: Mapping[str, float] | None, facts: Mapping[str, float] | None = None
+    ) -> dict[str, Any]:
+        """Close the epoch after ``step`` steps in all, with the learning rate, the scores, if it was evaluated, and the
+        step's own numbers."""
         now = time.perf_counter()
         means = self._means()
         row: dict[str, Any] = {
@@ -83,6 +96,7 @@ class Journal:
             "loss": _text(sum(means.values()) if means else math.nan),
             **{term: _text(means.get(term, math.nan)) for term in self.terms},
             "skipped": self.skipped,
+            **{name: _text((facts or {})[name]) for name in self.facts},
             **{f"val/{name}": _text(scores[name]) if scores else "" for name in self.scores},
         }
         if self.speaks:

@@ -13,7 +13,7 @@ from edgecrafter.data.loader import Loader
 from edgecrafter.train import distributed, optim
 from edgecrafter.train.log import Journal
 from edgecrafter.train.state import RunState
-from edgecrafter.train.steps import object_counts
+from edgecrafter.train.steps import Step, object_counts
 from edgecrafter.types import Batch
 
 BAD_STEPS = 10
@@ -21,7 +21,7 @@ BAD_STEPS = 10
 
 
 def fit(
-    step: nn.Module,
+    step: Step,
     batches: Loader,
     score: Callable[[nn.Module], dict[str, float]],
     state: RunState,
@@ -71,12 +71,13 @@ def fit(
             total, taken = update(losses, parts)
             progress.step += 1
             journal.step(losses, total, sum(len(part.targets) for part in parts), taken)
+        facts = step.end_epoch(epoch)
         scores = score(state.average.network) if epoch + 1 in judged else None
         best = scores is not None and progress.note(scores[watch])
         progress.epoch += 1
         if keep is not None:
             keep(state.average.network, best)
-        journal.end(progress.step, plan.lr * factor, scores)
+        journal.end(progress.step, plan.lr * factor, scores, facts)
         state.save(best)
 
 
@@ -109,8 +110,8 @@ def gradients(forward: nn.Module, parts: list[Batch], state: RunState) -> dict[s
 class Update:
     """Clip, step and average; or leave everything as it was when losses or gradients are not finite."""
 
-    def __init__(self, step: nn.Module, state: RunState) -> None:
-        self.state = state
+    def __init__(self, step: Step, state: RunState) -> None:
+        self.step, self.state = step, state
         self.parameters = [p for p in step.parameters() if p.requires_grad]
         self.buffers = Buffers(step)
         self.bad = 0
@@ -126,6 +127,7 @@ class Update:
         sound = distributed.all_true(math.isfinite(value), total.device)
         stepped = sound and math.isfinite(length)  # the length is the same in all processes
         if stepped:
+            self.step.after_backward()
             state.scaler.step(state.optimizer)
             state.average.update()
         state.scaler.update()

@@ -13,39 +13,56 @@ from edgecrafter.models.official import VIT
 from edgecrafter.train.lars import LARS
 from edgecrafter.train.recipes import Plan
 
+BESIDE = "beside"
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
-def groups(network: nn.Module) -> list[list[str]]:
+def groups(network: nn.Module, norms_at_base: bool = False, decay_norms: bool = False) -> list[list[str]]:
     """Names of the trained parameters in four groups (EdgeCrafter as released).
 
-    0: ViT; 1: norms and biases of the ViT; 2: all other norms and biases; 3: the rest. Groups 1 and 2 have no weight
-    decay. Parameters that need no gradient are in no group. The pyramid's projections belong to the rest.
+    0: backbone (ViT); 1: norms and biases of it; 2: all other norms and biases; 3: the rest. Groups 1 and 2 have no
+    weight decay. Parameters that need no gradient are in no group. The pyramid's projections belong to the rest.
+    The backbone's norms are in group 2 with ``norms_at_base``, or in group 0 with ``decay_norms`` (``Recipe``).
     """
-    plain = _without_decay(network)
+    norms, plain = _norms(network), _without_decay(network)
+    inner = 2 if norms_at_base else 0 if decay_norms else 1
     found: list[list[str]] = [[], [], [], []]
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            inside = name.startswith(VIT)
-            found[(1 if inside else 2) if name in plain else (0 if inside else 3)].append(name)
+            if name.startswith(VIT):
+                found[inner if name in norms else 1 if name in plain else 0].append(name)
+            else:
+                found[2 if name in plain else 3].append(name)
     return found
 
 
 def _without_decay(network: nn.Module) -> set[str]:
     """Parameters of norm layers, and biases: ``in_proj_bias`` of an attention is one."""
-    norms = {
+    return _norms(network) | {name for name, _ in network.named_parameters() if name.endswith("bias")}
+
+
+def _norms(network: nn.Module) -> set[str]:
+    """Parameters of norm layers."""
+    return {
         f"{prefix}.{name}"
         for prefix, module in network.named_modules()
         if isinstance(module, NORMS)
         for name, _ in module.named_parameters(recurse=False)
     }
-    return norms | {name for name, _ in network.named_parameters() if name.endswith("bias")}
 
 
-def adamw(network: nn.Module, plan: Plan) -> torch.optim.AdamW:
-    """AdamW over the four groups of ``groups``, also when some are empty. Raises ``ValueError`` if all are."""
+def adamw(network: nn.Module, plan: Plan, beside: nn.Module | None = None) -> torch.optim.AdamW:
+    """AdamW over the four groups of ``groups``, also when some are empty. Raises ``ValueError`` if all are.
+
+    What is trained ``beside`` the network (projectors) joins the last two.
+    """
     parameters = dict(network.named_parameters())
-    chosen = groups(network)
+    chosen = groups(network, plan.norms_at_base, plan.decay_norms)
+    if beside is not None and any(chosen):
+        plain = _without_decay(beside)
+        for name, parameter in beside.named_parameters(prefix=BESIDE):
+            chosen[2 if name.removeprefix(BESIDE + ".") in plain else 3].append(name)
+            parameters[name] = parameter
     if not any(chosen):
         raise ValueError("every parameter is frozen: nothing is left to train. Shorten the list `freeze`")
     decays = (plan.weight_decay, 0.0, 0.0, plan.weight_decay)

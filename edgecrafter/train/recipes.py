@@ -37,6 +37,12 @@ class Recipe:
     paste: float = 0.0
     reload_best: bool = True
     """whether the last epochs start from the best weights"""
+    scales: int = 0
+    """training at several input sizes until the last epochs: how often the own size is among them; 0: never"""
+    norms_at_base: bool = False
+    """whether the backbone's norms learn at the rate of the head"""
+    decay_norms: bool = False
+    """whether the backbone's norms decay, as a slip of the released RT-DETRv4-L and -X has it; none of our rows do"""
     ours: bool = False
     """true for rows that are not of the paper"""
 
@@ -46,10 +52,21 @@ _POSE: dict[str, Any] = {
     "ema_warmup": 2000, "reload_best": False,
 }  # fmt: skip
 
+# RT-DETRv4 as released (released_behaviour 15.2, 16, 17), also for DEIM, on which it builds ("the core hyperparameters
+# remain consistent"). Not in what was at hand, ours: mosaic and mixup of a half each, and until half of the epochs.
+_RT = {
+    "s": Recipe(132, 60, 0.5, 0.5, 2e-4, 1e-4, lr=4e-4, plain_epochs=12, scales=20, norms_at_base=True),
+    "m": Recipe(102, 45, 0.5, 0.5, 4e-5, 1e-4, lr=4e-4, plain_epochs=12, scales=6, norms_at_base=True),
+    "l": Recipe(58, 25, 0.5, 0.5, 2.5e-5, 1.25e-4, plain_epochs=8, scales=4),
+    "x": Recipe(58, 25, 0.5, 0.5, 5e-6, 1.25e-4, plain_epochs=8, scales=3),
+}
+# Epochs of RT-DETRv4's Table 1; rates and decay as D-FINE's paper gives them, which was not at hand to compare.
+_DFINE: dict[str, Any] = {"gamma": 1.0, "scales": 4}
+
 # EdgeCrafter, Tables 10 to 12; clip, EMA and warm-up as in the released training. Rows p and n are ours: they start
 # from random weights, so backbone and head learn at one rate, and they are meant for small data on small machines.
-RECIPES = {
-    "detect": {
+RECIPES: dict[str, dict[str, Recipe]] = {
+    "ecdet": {
         "p": Recipe(74, 36, 0.5, 0.0, 1e-3, 1e-4, lr=1e-3, batch=16, ours=True),
         "n": Recipe(74, 36, 0.5, 0.5, 1e-3, 1e-4, lr=1e-3, batch=16, ours=True),
         "s": Recipe(74, 36, 0.75, 0.75, 2.5e-5, 1e-4),
@@ -57,7 +74,7 @@ RECIPES = {
         "l": Recipe(50, 24, 1.0, 1.0, 5e-6, 1.25e-4),
         "x": Recipe(50, 24, 1.0, 1.0, 2.5e-6, 1.25e-4),
     },
-    "segment": {
+    "ecinsseg": {
         "p": Recipe(74, 36, 0.5, 0.0, 1e-3, 1e-4, lr=1e-3, batch=16, ours=True),
         "n": Recipe(74, 36, 0.5, 0.5, 1e-3, 1e-4, lr=1e-3, batch=16, ours=True),
         "s": Recipe(74, 36, 0.75, 0.75, 2.5e-5, 1e-4),
@@ -65,13 +82,21 @@ RECIPES = {
         "l": Recipe(50, 24, 1.0, 1.0, 2.5e-6, 1.25e-4),
         "x": Recipe(50, 24, 1.0, 1.0, 2.5e-6, 1.25e-4),
     },
-    "pose": {
+    "ecpose": {
         "p": Recipe(92, 45, 0.5, 0.0, 1e-3, 1e-4, lr=1e-3, batch=16, paste=0.5, reload_best=False, ours=True),
         "n": Recipe(92, 45, 0.5, 0.5, 1e-3, 1e-4, lr=1e-3, batch=16, paste=0.5, reload_best=False, ours=True),
         "s": Recipe(92, 45, backbone_lr=2.5e-5, weight_decay=1e-4, **_POSE),
         "m": Recipe(92, 45, backbone_lr=2.5e-5, weight_decay=1e-4, **_POSE),
         "l": Recipe(74, 48, backbone_lr=2.5e-6, weight_decay=1.25e-4, **_POSE),
         "x": Recipe(74, 48, backbone_lr=2.5e-6, weight_decay=1.25e-4, **_POSE),
+    },
+    "rtdetrv4": {"p": Recipe(74, 36, 0.5, 0.0, 1e-3, 1e-4, lr=1e-3, batch=16, ours=True), **_RT},
+    "deim": _RT,
+    "dfine": {
+        "s": Recipe(132, 0, 0.0, 0.0, 1e-4, 1e-4, lr=2e-4, plain_epochs=12, **_DFINE),
+        "m": Recipe(132, 0, 0.0, 0.0, 2e-5, 1e-4, lr=2e-4, plain_epochs=12, **_DFINE),
+        "l": Recipe(80, 0, 0.0, 0.0, 1.25e-5, 1.25e-4, lr=2.5e-4, plain_epochs=8, **_DFINE),
+        "x": Recipe(80, 0, 0.0, 0.0, 2.5e-6, 1.25e-4, lr=2.5e-4, plain_epochs=8, **_DFINE),
     },
 }
 WARMUP_EPOCHS = 3
@@ -119,6 +144,9 @@ class Plan:
     """what was changed from the published recipe, and advice"""
     warmup_power: int = 2
     reload_best: bool = True
+    scales: int = 0
+    norms_at_base: bool = False
+    decay_norms: bool = False
 
     @property
     def total(self) -> int:
@@ -153,18 +181,20 @@ class Plan:
             f"  learning rate {self.lr:.3g}, backbone {self.backbone_lr:.3g}: rises for {self.warmup} steps, {falls}",
             f"  mosaic {self.augment.mosaic:g}, mixup {self.augment.mixup:g}, copy-paste {self.augment.paste:g} until"
             f" epoch {self.mosaic_until}, strong augmentation until epoch {self.plain_from}",
+            *([f"  at several input sizes until epoch {self.plain_from}"] if self.scales else []),
             f"  weights averaged with decay {self.ema:.6g} (warm-up {self.ema_warmup} steps)",
         ]
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
-def recipe_for(task: str, size: str) -> Recipe:
-    """The row of a task and size. Raises ``ValueError`` that lists the known ones."""
+def recipe_for(name: str) -> Recipe:
+    """The row of a model such as ``ecdet-s``. Raises ``ValueError`` that lists the known ones."""
+    family, _, size = name.partition("-")
     try:
-        return RECIPES[task][size]
+        return RECIPES[family][size]
     except KeyError:
-        known = ", ".join(f"{t} {s}" for t, rows in RECIPES.items() for s in rows)
-        raise ValueError(f"no training recipe for task {task!r}, size {size!r}; known: {known}") from None
+        known = ", ".join(f"{family}-{size}" for family, rows in RECIPES.items() for size in rows)
+        raise ValueError(f"no training recipe for {name!r}; known: {known}") from None
 
 
 def resolve(config: TrainConfig, recipe: Recipe, pictures: int, world: int = 1, random_backbone: bool = False) -> Plan:
@@ -209,6 +239,9 @@ def resolve(config: TrainConfig, recipe: Recipe, pictures: int, world: int = 1, 
         notes=tuple(notes),
         warmup_power=recipe.warmup_power,
         reload_best=recipe.reload_best if config.reload_best is None else config.reload_best,
+        scales=recipe.scales if config.augment in ("default", "strong") else 0,
+        norms_at_base=recipe.norms_at_base,
+        decay_norms=recipe.decay_norms,
     )
 
 

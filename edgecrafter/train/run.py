@@ -13,6 +13,7 @@ from edgecrafter import hub
 from edgecrafter.data import loader
 from edgecrafter.data.annotations import Annotations
 from edgecrafter.evaluate import Scores, evaluate
+from edgecrafter.infer import PRECISIONS
 from edgecrafter.tasks import TASKS, Task
 from edgecrafter.train import distributed, machine, optim
 from edgecrafter.train.begin import Begin, continued, fresh
@@ -20,6 +21,7 @@ from edgecrafter.train.config import TrainConfig
 from edgecrafter.train.ema import Average
 from edgecrafter.train.log import Journal
 from edgecrafter.train.loop import fit
+from edgecrafter.train.scales import Scales
 from edgecrafter.train.state import WEIGHTS, RunState
 from edgecrafter.train.steps import SupervisedStep, worst_batch
 from edgecrafter.types import Batch
@@ -66,7 +68,7 @@ def _run(begin: Begin, device: torch.device) -> Trained:
     precision = machine.precision(config.precision, device)
     network = begin.network.to(device)
     step = step_of(begin, precision)
-    state = _state(begin, network, device, precision)
+    state = _state(begin, step, device, precision)
     if config.compile:
         network.backbone.compile()
         network.encoder.compile()
@@ -75,8 +77,9 @@ def _run(begin: Begin, device: torch.device) -> Trained:
         return evaluated(averaged, begin, pictures, precision).overall
 
     _rehearse(score(state.average.network, begin.val.subset([0])), task)
-    terms = tuple(row.name for row in step.loss.table)
-    journal = Journal(begin.folder, terms, task.scores, plan.epochs, state.progress.epoch)
+    terms = (*(row.name for row in step.loss.table), *(distiller.name for distiller in begin.distillers))
+    facts = [column for distiller in begin.distillers for column in distiller.columns]
+    journal = Journal(begin.folder, terms, task.scores, plan.epochs, state.progress.epoch, facts)
     distributed.say(f"results in {begin.folder}; after an interruption go on with resume={begin.folder}")
     with closing(journal), machine.deterministic(config.deterministic):
         fit(
@@ -94,13 +97,13 @@ def _run(begin: Begin, device: torch.device) -> Trained:
     return _finish(begin, state)
 
 
-def _state(begin: Begin, network: nn.Module, device: torch.device, precision: str) -> RunState:
+def _state(begin: Begin, step: SupervisedStep, device: torch.device, precision: str) -> RunState:
     """Optimiser, average and scaler; of a new run saved at once, so that a kill in the first epoch is no loss."""
-    plan = begin.plan
+    plan, network = begin.plan, step.network
     average = Average(network, plan.ema, plan.ema_warmup)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    optimizer = optim.adamw(network, plan)
-    state = RunState(network, average, optimizer, scaler, plan, begin.folder, begin.config.to_dict())
+    optimizer = optim.adamw(network, plan, step.distillers)
+    state = RunState(network, average, optimizer, scaler, plan, begin.folder, begin.config.to_dict(), step.distillers)
     if begin.saved is None:
         _keep(average.network, begin, False)
         state.save()
@@ -125,18 +128,30 @@ def _finish(begin: Begin, state: RunState) -> Trained:
 
 
 def step_of(begin: Begin, precision: str) -> SupervisedStep:
-    """The step of a run, around its network where that is."""
-    config, info = begin.config, begin.info
+    """The step of a run, around its network where that is; teachers go there."""
+    config, info, plan = begin.config, begin.info, begin.plan
+    task, device = TASKS[info.task], next(begin.network.parameters()).device
+    for distiller in begin.distillers:
+        distiller.to(device).prepare(device, PRECISIONS[precision])
     return SupervisedStep(
         begin.network,
-        TASKS[info.task],
+        task,
         info.labels,
         info.input,
+        loss=task.loss(info.labels, info.size),
         seed=config.seed,
         precision=precision,
         freeze=tuple(config.freeze),
         noise=config.noise,
+        distillers=begin.distillers,
+        scales=scales_of(begin) if plan.scales else None,
     )
+
+
+def scales_of(begin: Begin) -> Scales:
+    """At which input sizes a run trains."""
+    plan = begin.plan
+    return Scales(begin.info.input.size, plan.scales, plan.plain_from * plan.steps, begin.config.seed)
 
 
 def batches_of(begin: Begin, device: torch.device) -> loader.Loader:
@@ -159,7 +174,8 @@ def _worst(begin: Begin, device: torch.device) -> Batch:
     augment, info, task = begin.plan.augment, begin.info, TASKS[begin.info.task]
     most = int(begin.train.counts().max()) * (4 if augment.mosaic else 1) * (2 if augment.mixup else 1)
     most = min(max(most, task.budget), MOST_OBJECTS)  # fewer objects can have fewer denoising queries
-    return worst_batch(info.input.size, begin.plan.batch, most, info.labels, device, task.truth)
+    size = scales_of(begin).sizes()[-1] if begin.plan.scales else info.input.size
+    return worst_batch(size, begin.plan.batch, most, info.labels, device, task.truth)
 
 
 def evaluated(network: nn.Module, begin: Begin, pictures: Annotations, precision: str) -> Scores:

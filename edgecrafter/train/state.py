@@ -62,7 +62,10 @@ class RunState:
         plan: Plan,
         folder: Path,
         config: dict[str, Any] | None = None,
+        beside: nn.Module | None = None,
     ) -> None:
+        """``beside``: what is trained with the network and is no part of it (projectors, the weights of losses)."""
+        self.beside = beside
         self.network, self.average, self.optimizer, self.scaler = network, average, optimizer, scaler
         self.plan, self.folder, self.config = plan, folder / WEIGHTS, config or {}
         self.progress = Progress()
@@ -89,6 +92,7 @@ class RunState:
         return {
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
+            "beside": {} if self.beside is None else self.beside.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "progress": asdict(self.progress),
@@ -116,6 +120,8 @@ class RunState:
     def _load_weights(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
+        if self.beside is not None:
+            self.beside.load_state_dict(state.get("beside", {}))  # states of earlier versions have none
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"] and self.scaler.is_enabled():  # the run may go on in another precision than it had
             self.scaler.load_state_dict(state["scaler"])

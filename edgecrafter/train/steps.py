@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 
 import torch
 from torch import Tensor, nn
 
+from edgecrafter.distill.base import Distiller
 from edgecrafter.infer import PRECISIONS
 from edgecrafter.losses.set_loss import SetLoss
 from edgecrafter.models.foreign import Foreign, freeze_unused
+from edgecrafter.models.sizes import SIZES
 from edgecrafter.tasks import Task, skeleton
 from edgecrafter.train import distributed
+from edgecrafter.train.scales import Scales
 from edgecrafter.types import Batch, InputSpec, Labels, LayerOutput, Outputs, Target
 
 
-class SupervisedStep(nn.Module):
+class Step(nn.Module):
+    """What the loop drives: ``forward(batch, step, part, objects)`` gives named losses."""
+
+    def after_backward(self) -> None:
+        """Called in every step that will be taken, between gradients and update."""
+
+    def end_epoch(self, epoch: int) -> dict[str, float]:
+        """Called at the end of an epoch (counted from 0), before the evaluation; numbers for the journal."""
+        return {}
+
+
+class SupervisedStep(Step):
     """Network, denoising and loss in one forward: ``Batch`` -> named losses whose sum is minimised.
 
     The network runs under autocast, the losses in float32. Noise is a function of (seed, step, part, rank), and so is
@@ -37,12 +51,16 @@ class SupervisedStep(nn.Module):
         freeze: tuple[str, ...] = (),
         budget: int | None = None,
         noise: str = "paper",
+        distillers: Sequence[Distiller] = (),
+        scales: Scales | None = None,
     ) -> None:
         """``loss`` and ``budget`` (denoising queries per image) are the task's unless given; ``freeze`` and ``noise``
-        as in ``TrainConfig``."""
+        as in ``TrainConfig``; ``distillers`` add their losses; ``scales`` None: all pictures at their size."""
         super().__init__()
         self.network = network
-        self.loss = loss or task.loss(labels)
+        self.distillers = nn.ModuleList(distillers)
+        self.scales = scales
+        self.loss = loss or task.loss(labels, SIZES["s"])
         self.task, self.labels, self.spec = task, labels, spec
         self.seed, self.dtype = seed, PRECISIONS[precision]
         self.budget = task.budget if budget is None else budget
@@ -75,6 +93,8 @@ class SupervisedStep(nn.Module):
         group = self.task.denoise(batch.targets, self.labels, host, self.budget, self.noise).to(device)
         places = torch.Generator(device).manual_seed(seed)
         batch = batch.to(device)
+        if self.scales is not None:
+            batch = replace(batch, images=self.scales.apply(batch.images, step))
         images = self.spec.normalise(batch.images)
         drawn = seeded(_mixed(seed, 1), device) if self.draws else nullcontext()
         with drawn, torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
@@ -84,7 +104,19 @@ class SupervisedStep(nn.Module):
             losses: dict[str, Tensor] = self.loss(
                 float32(outputs), batch.targets, lambda shape: torch.rand(shape, generator=places, device=device)
             )
+            for distiller in self.distillers:
+                losses |= distiller(outputs, batch)
         return losses
+
+    def after_backward(self) -> None:
+        for distiller in self.distillers:
+            distiller.after_backward(self.network)  # type: ignore[operator]
+
+    def end_epoch(self, epoch: int) -> dict[str, float]:
+        facts: dict[str, float] = {}
+        for distiller in self.distillers:
+            facts |= distiller.end_epoch(epoch)  # type: ignore[operator]
+        return facts
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from edgecrafter.train.ema import Average
 from edgecrafter.train.loop import Update, gradients, grouped
 from edgecrafter.train.recipes import Plan
 from edgecrafter.train.state import RunState
+from edgecrafter.train.steps import Step
 from edgecrafter.types import Batch
 
 STEPS, SECONDS = 6, 4.0
@@ -60,7 +61,8 @@ def training(config: TrainConfig) -> Timing:
     begin = prepared(config)
     network = begin.network.to(device)
     step = run.step_of(begin, precision)
-    average, optimizer = Average(network, begin.plan.ema, begin.plan.ema_warmup), optim.adamw(network, begin.plan)
+    average = Average(network, begin.plan.ema, begin.plan.ema_warmup)
+    optimizer = optim.adamw(network, begin.plan, step.distillers)
     state = _state(network, average, optimizer, begin.plan, device, precision)
     each = _step(step, run.batches_of(begin, device), state)
     pictures = begin.val.subset(range(min(PICTURES, len(begin.val))))
@@ -96,7 +98,7 @@ def _state(
     return RunState(network, average, optimizer, scaler, plan, Path())
 
 
-def _step(step: nn.Module, batches: Loader, state: RunState) -> float:
+def _step(step: Step, batches: Loader, state: RunState) -> float:
     """Mean seconds of an optimiser step; the first one, which is slow, counts only when there is no other."""
     update, device = Update(step, state), next(state.network.parameters()).device
     step.train()

@@ -1,0 +1,83 @@
+"""Distillation methods in a training: ``--distill dsi,teacher=dinov3-b``. A further method is one more line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from edgecrafter.distill.base import Distiller, Student
+from edgecrafter.distill.injection import DSI, DSIOptions
+from edgecrafter.hub import ModelInfo
+from edgecrafter.teachers import teacher
+from edgecrafter.train import words
+from edgecrafter.train.config import TrainConfig, unknown
+from edgecrafter.train.recipes import Plan
+
+
+def _dsi(options: DSIOptions, student: Student, seed: int) -> DSI:
+    blocks = 1  # the last one
+    return DSI(options, teacher(options.teacher, blocks, options.norm, options.teacher_weights, seed), student)
+
+
+METHODS: dict[str, tuple[type[Any], Callable[[Any, Student, int], Distiller]]] = {"dsi": (DSIOptions, _dsi)}
+"""name -> the dataclass of its options, and what makes it"""
+
+
+def distillers(config: TrainConfig, info: ModelInfo, plan: Plan) -> list[Distiller]:
+    """The methods of a run, with their teachers; their own parts begin with numbers from the seed.
+
+    Raises ``ValueError`` and ``FileNotFoundError`` for methods, options and teachers that are not known.
+    """
+    student = Student(info.name, info.size, info.input.size, plan.plain_from)
+    found = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        for name, options in parsed(config.distill):
+            found.append(METHODS[name][1](options, student, config.seed))
+    return found
+
+
+def parsed(given: Sequence[str]) -> list[tuple[str, Any]]:
+    """``["dsi", "teacher=dinov3-b"]`` -> methods with their options: those behind a method's name are its own.
+
+    Raises ``ValueError`` for unknown methods and options, options without a method, and methods given twice.
+    """
+    parts: list[tuple[str, list[str]]] = []
+    for word in given:
+        if "=" not in word:
+            if word not in METHODS:
+                raise ValueError(f"distill={word}: unknown method; known: {', '.join(METHODS)}")
+            parts.append((word, []))
+        elif parts:
+            parts[-1][1].append(word)
+        else:
+            raise ValueError(f"distill={word}: name a method first, such as distill=dsi,{word}")
+    names = [name for name, _ in parts]
+    if len(set(names)) < len(names):
+        raise ValueError(f"distill={','.join(names)}: every method once")
+    return [(name, _options(name, values)) for name, values in parts]
+
+
+def _options(name: str, values: list[str]) -> Any:
+    kind = METHODS[name][0]
+    given = words.options(values)
+    try:
+        unknown(kind, given)
+        for each in fields(kind):
+            if each.name in given and isinstance(each.default, str):
+                given[each.name] = str(given[each.name])
+        return kind(**given)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"distill={name}: {error}") from None
+
+
+def help_text() -> str:
+    """All methods with their options and defaults."""
+    lines = []
+    for name, (kind, _) in METHODS.items():
+        defaults = (f"{f.name}={'none' if f.default is None else f.default}" for f in fields(kind))
+        lines.append(f"{name}: {', '.join(defaults)}")
+    return "\n".join(lines)
