@@ -32,7 +32,7 @@ class Step:
         annotations = formats.load(data, "train")
         self.network, info = hub.create(model, annotations.labels)
         self.task, self.labels, self.spec = TASKS[info.task], info.labels, info.input
-        self.loss = self.task.loss(info.labels)
+        self.loss = self.task.loss(info.labels, info.size)
         self.parameters = [*self.network.train().parameters()]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, fused=True)
         strength = Augment.strong(0.75, 0.75)
@@ -45,7 +45,7 @@ class Step:
     def __call__(self) -> None:
         batch = self.next
         with self._clock("forward"):
-            group = self.task.denoise(batch.targets, self.labels, self.noise, self.task.budget)
+            group = self.task.denoise(batch.targets, self.labels, self.noise, self.task.budget, self.task.noises[0])
             outputs = self.network(self.spec.normalise(batch.images), [group])
         with self._clock("loss"), self._clock_of(matching, ("hungarian", "union"), "matching"):
             total = torch.stack([*self.loss(float32(outputs), batch.targets).values()]).sum()
