@@ -11,7 +11,7 @@ from edgecrafter import registry
 OURS = "a size of our own: no weights are published, train it on your data"
 HOSTS = "an architecture that RT-DETRv4 is compared with: we read no weights of its authors, train it on your data"
 TASKS = {
-    **dict.fromkeys(("ecdet", "rtdetrv4", "deim", "dfine"), "detect"),
+    **dict.fromkeys(("ecdet", "rtdetrv4", "deim", "dfine", "rtdetrv2"), "detect"),
     **{"ecinsseg": "segment", "ecpose": "pose", "ecvit": "backbone", "ecteacher": "teacher"},
 }
 """first word of a name -> what it is for; other names are backbones"""
@@ -25,7 +25,8 @@ PARAMETERS = {
     "ecpose-x": 51_542_636, "rtdetrv4-p": 2_493_461, "rtdetrv4-s": 10_321_877, "rtdetrv4-m": 19_590_064,
     "rtdetrv4-l": 31_289_848, "rtdetrv4-x": 62_715_480, "deim-s": 10_321_877, "deim-m": 19_590_064,
     "deim-l": 31_289_848, "deim-x": 62_715_480, "dfine-s": 10_321_877, "dfine-m": 19_590_064,
-    "dfine-l": 31_289_848, "dfine-x": 62_715_480,
+    "dfine-l": 31_289_848, "dfine-x": 62_715_480, "rtdetrv2-r18": 20_180_240, "rtdetrv2-r34": 31_437_444,
+    "rtdetrv2-r50": 42_944_620, "rtdetrv2-r101": 76_661_740,
     "ecvit-p": 726_156, "ecvit-n": 2_476_944, "ecvit-t": 5_557_464, "ecvit-t+": 9_866_016,
     "ecvit-s": 22_167_216, "ecvit-s+": 29_254_320, "ecteacher-s": 32_385_838, "ecteacher-b": 106_623_790,
     "dinov3-s": 21_586_944, "dinov3-b": 85_641_216, "dinov3-l": 303_079_424, "dinov2-s": 22_056_192,
@@ -107,5 +108,5 @@ def _entry(name: str, parameters: int) -> Entry:
     if teacher is not None:
         use = registry.BACKBONES[teacher[1]].commercial_use
         return Entry(name, task, parameters, None, registry.licence_of(name), use, "", "")
-    text = HOSTS if name.startswith(("deim-", "dfine-")) else OURS
+    text = HOSTS if name.startswith(("deim-", "dfine-", "rtdetrv2-")) else OURS
     return Entry(name, task, parameters, None, text, "yes", "", "")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from edgecrafter import registry
 from edgecrafter.models import official
-from edgecrafter.models.sizes import DEIM, DFINE, RTDETRV4, SIZES, Size
+from edgecrafter.models.sizes import DEIM, DFINE, RTDETRV2, RTDETRV4, SIZES, Size
 from edgecrafter.tasks import DETECT, TASKS, Task
 from edgecrafter.types import InputSpec
 
@@ -72,6 +72,7 @@ FAMILIES = {
         ),
         Family("deim", DETECT, DEIM, UNIT, sign=None),
         Family("dfine", DETECT, DFINE, UNIT, sign=None),
+        Family("rtdetrv2", DETECT, RTDETRV2, UNIT, sign=None),
     )
 }
 """A further family is one more line."""

@@ -233,6 +233,8 @@ def convert(source: str | Path, target: str | Path) -> ModelInfo:
         if info.size.backbone != parse(info.name).row.backbone:
             name = foreign.title(info.size.backbone)
             raise ValueError(f"{info.name} around {name} has no released layout (.pth): keep it as .safetensors")
+        if not official.has_layout(state):
+            raise ValueError(f"{info.name} has no released layout (.pth) that is known here: keep it as .safetensors")
         released.write(state, info.to_json(), Path(target))
     elif Path(target).suffix == ".safetensors":
         save(state, info, target)

@@ -38,6 +38,7 @@ class Published:
     deviation: str = ""
 
 
+_UNFUSED = "{:.1f} GFLOPs of products in training form, where the encoder's blocks have both branches; published {}"
 # deviations: counts of the released models, FLOPs with the authors' counter
 _PROJECTOR = "parameters without the projector of its distillation, 0.2 M (x: 0.3 M), which the authors count"
 TABLES = {
@@ -82,6 +83,12 @@ TABLES = {
         "dfine-m": Published(19, 57, 52.3),
         "dfine-l": Published(31, 91, 54.0),
         "dfine-x": Published(62, 202, 55.8),
+    },
+    "RT-DETRv4, Table 1: RT-DETRv2 (S, M, L, X there)": {
+        "rtdetrv2-r18": Published(20, 60, 48.1, _UNFUSED.format(59.1, 60)),
+        "rtdetrv2-r34": Published(31, 92, 49.9, _UNFUSED.format(91.2, 92)),
+        "rtdetrv2-r50": Published(42, 136, 53.4, "42.9 M parameters, published 42; " + _UNFUSED.format(135.6, 136)),
+        "rtdetrv2-r101": Published(76, 259, 54.3, "76.7 M parameters, published 76; " + _UNFUSED.format(258.4, 259)),
     },
 }
 PAPER = {name: row for rows in TABLES.values() for name, row in rows.items()}
@@ -168,9 +175,9 @@ def compare(found: list[Summary]) -> str:
     lines = []
     counted = {each.name: each for each in found}
     for title, rows in TABLES.items():
-        lines += [f"{title}", f"{'':<10} {'parameters, M':^26}  {'GFLOPs':^28}  AP"]
+        lines += [f"{title}", f"{'':<13} {'parameters, M':^26}  {'GFLOPs':^28}  AP"]
         lines += [
-            f"{'':<10} {'training':>8} {'deploy':>8} {'paper':>8}  {'all':>8} {'paper way':>10} {'paper':>8}  paper"
+            f"{'':<13} {'training':>8} {'deploy':>8} {'paper':>8}  {'all':>8} {'paper way':>10} {'paper':>8}  paper"
         ]
         lines += [*(_line(counted[name], row) for name, row in rows.items() if name in counted), ""]
     return "\n".join([*lines, *NOTES, *(f"  {name}: {row.deviation}" for name, row in PAPER.items() if row.deviation)])
@@ -179,7 +186,7 @@ def compare(found: list[Summary]) -> str:
 def _line(each: Summary, row: Published) -> str:
     parameters = f"{each.parameters / 1e6:>8.2f} {each.deploy_parameters / 1e6:>8.2f} {row.parameters:>8g}"
     gflops = f"{each.gflops:>8.1f} {each.paper_gflops:>10.1f} {row.gflops:>8g}"
-    return f"{each.name:<10} {parameters}  {gflops}  {row.ap:>5}"
+    return f"{each.name:<13} {parameters}  {gflops}  {row.ap:>5}"
 
 
 def _count(module: nn.Module) -> int:

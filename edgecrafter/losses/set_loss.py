@@ -45,8 +45,10 @@ DETECT = (
 CRITERIA: dict[str, tuple[Term, ...]] = {
     "mal": DETECT,
     "vfl": (Term("vfl", terms.vfl, 1.0), *DETECT[1:]),
+    "plain": (Term("vfl", terms.vfl, 1.0), Term("l1", terms.l1, 5.0), Term("giou", terms.giou, 2.0)),
 }
-"""name in a size's row -> its loss table: EdgeCrafter, RT-DETRv4 and DEIM; D-FINE"""
+"""name in a size's row -> its loss table: EdgeCrafter, RT-DETRv4 and DEIM; D-FINE; RT-DETRv2, which has no edges and
+holds every layer against its own assignment"""
 
 DETECT_COSTS = (Cost(matching.classes, 2.0), Cost(matching.l1, 5.0), Cost(matching.giou, 2.0))
 """As released."""

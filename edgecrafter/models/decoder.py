@@ -5,7 +5,6 @@ B images, T queries of all groups and the network's own, C classes, D width, P m
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from edgecrafter.geometry import bins
 from edgecrafter.geometry.numbers import EPS_BOX, inverse_sigmoid
-from edgecrafter.models.queries import GroupEmbedding, Queries, allowed_pairs, anchors, divided, pick
+from edgecrafter.models.queries import PRIOR, GroupEmbedding, Queries, divided, select
 from edgecrafter.nn.attention import PositionedAttention
 from edgecrafter.nn.conv import ConvNorm
 from edgecrafter.nn.deformable import DeformableAttention, split_heads
@@ -24,7 +23,6 @@ from edgecrafter.types import LayerOutput, Outputs, QueryGroup
 
 HEADS = 8
 POINTS = (3, 6, 3)
-PRIOR = -math.log(99)  # class bias that starts every score at 0.01
 
 
 @dataclass(frozen=True)
@@ -151,27 +149,14 @@ class Decoder(nn.Module):
         return divided(outputs, queries.counts, groups, proposals, memory)
 
     def start(self, memory: Sequence[Tensor], groups: Sequence[QueryGroup]) -> tuple[Queries, LayerOutput]:
-        """The best-scored memory tokens become the network's own queries, behind those of the groups."""
-        tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in memory], dim=1)
-        shapes = [(level.shape[2], level.shape[3]) for level in memory]
-        anchor, valid = anchors(shapes, tokens.device)
-        tokens.masked_fill_(~valid[:, None], 0.0)  # only here: cross-attention reads the unmasked memory
-        if self.kind.projected:
-            tokens = self.enc_norm(self.enc_project(tokens))
-        logits = self.enc_score(tokens)
-        count = min(self.queries, tokens.shape[1])
-        chosen = logits.amax(-1).topk(count, dim=1).indices
-        content = pick(tokens, chosen)
-        boxes = (self.enc_box(content) + anchor[chosen]).float().sigmoid()
-        proposals = LayerOutput(pick(logits, chosen), boxes)
-        contents, group_boxes = self.groups(groups)
-        queries = Queries(
-            content=torch.cat([*contents, content.detach()], dim=1),
-            places=torch.cat([*group_boxes, boxes.detach()], dim=1),
-            allowed=allowed_pairs(groups, count, tokens.device),
-            counts=[*(g.labels.shape[1] for g in groups), count],
+        """The queries, and the proposals that the network's own ones come from (``select``)."""
+
+        def project(tokens: Tensor) -> Tensor:
+            return self.enc_norm(self.enc_project(tokens)) if self.kind.projected else tokens
+
+        return select(
+            memory, groups, self.queries, project=project, score=self.enc_score, box=self.enc_box, embed=self.groups
         )
-        return queries, proposals
 
     def refine(self, queries: Queries, values: Sequence[Tensor]) -> tuple[Outputs, list[Tensor]]:
         """All queries through all layers; the edge logits of the layers add up. Also the contents after each layer."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -10,6 +10,7 @@ from edgecrafter.models.decoder import Decoder
 from edgecrafter.models.encoder import HybridEncoder
 from edgecrafter.models.foreign import Foreign
 from edgecrafter.models.mask_head import MaskHead
+from edgecrafter.models.plain_decoder import PlainDecoder
 from edgecrafter.models.pose_decoder import PoseDecoder
 from edgecrafter.models.pyramid import Backbone, Projections, Pyramid
 from edgecrafter.models.sizes import Size
@@ -62,8 +63,12 @@ def detector(size: Size, decoder: nn.Module, foreign: Foreign | None = None) -> 
     )
 
 
-def box_decoder(size: Size, classes: int, masks: nn.Module | None = None) -> Decoder:
+def box_decoder(size: Size, classes: int, masks: nn.Module | None = None) -> nn.Module:
     """The decoder of the detection task."""
+    return DECODERS[size.arch](size, classes, masks)
+
+
+def _refining(size: Size, classes: int, masks: nn.Module | None) -> nn.Module:
     return Decoder(
         classes,
         size.dec_width or size.width,
@@ -77,7 +82,23 @@ def box_decoder(size: Size, classes: int, masks: nn.Module | None = None) -> Dec
     )
 
 
-def mask_decoder(size: Size, classes: int) -> Decoder:
+def _plain(size: Size, classes: int, masks: nn.Module | None) -> nn.Module:
+    if masks is not None:
+        raise ValueError(f"arch={size.arch!r} has boxes only: its decoder takes no mask head")
+    width = size.dec_width or size.width
+    return PlainDecoder(classes, width, size.det_ffn, size.det_layers, size.queries, size.width)
+
+
+DECODERS: dict[str, Callable[[Size, int, nn.Module | None], nn.Module]] = {
+    "ec": _refining,
+    "rt": _refining,
+    "dfine": _refining,
+    "rtdetrv2": _plain,
+}
+"""``Size.arch`` -> its decoder of boxes"""
+
+
+def mask_decoder(size: Size, classes: int) -> nn.Module:
     """The same with a head for masks: the decoder of the segmentation task."""
     return box_decoder(size, classes, MaskHead(size.width, size.det_layers, size.mask_blocks))
 

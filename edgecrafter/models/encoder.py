@@ -74,11 +74,26 @@ class Fusion:
     down: Callable[[int], nn.Module] = Down
 
 
+def _silu_lateral(width: int) -> nn.Module:
+    return ConvNorm(width, width, act=nn.SiLU())
+
+
+def _silu_down(width: int) -> nn.Module:
+    return ConvNorm(width, width, 3, stride=2, act=nn.SiLU())
+
+
+def _csp_rep(width: int, hidden: int, depth: int) -> nn.Module:
+    """One stage of inner width ``hidden``; a 1x1 convolution leads back to ``width`` where that is another one."""
+    leave = nn.Identity() if hidden == width else ConvNorm(hidden, width, act=nn.SiLU())
+    return CSPStage(2 * width, hidden, depth, leave)
+
+
 _RT = Fusion(lambda width, hidden, depth: ELAN(2 * width, width, hidden, depth, CSPStage))
 FUSIONS = {
     "ec": Fusion(lambda width, hidden, depth: ELAN(width, width, hidden, depth, CSP2), _sum, F.silu),
     "rt": _RT,
     "dfine": _RT,
+    "rtdetrv2": Fusion(_csp_rep, lateral=_silu_lateral, down=_silu_down),
 }
 """``Size.arch`` -> how its encoder fuses"""
 

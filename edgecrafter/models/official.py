@@ -181,6 +181,15 @@ def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {**renamed, **constants(renamed)}
 
 
+def has_layout(state: Mapping[str, Tensor]) -> bool:
+    """Whether every one of our entries has a released name: RT-DETRv2's are not known here."""
+    try:
+        to_official(state)
+    except KeyError:
+        return False
+    return True
+
+
 def constants(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The entries of a released file that our modules compute for themselves (``state`` has released names)."""
     shapes = [(SIDE // stride, SIDE // stride) for stride in (8, 16, 32)]

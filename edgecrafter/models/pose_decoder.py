@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from edgecrafter.geometry import bins
 from edgecrafter.geometry.numbers import inverse_sigmoid
-from edgecrafter.models.decoder import HEADS, PRIOR
-from edgecrafter.models.queries import MARGIN, Queries, allowed_pairs, divided, grid, pick
+from edgecrafter.models.decoder import HEADS
+from edgecrafter.models.queries import MARGIN, PRIOR, Queries, allowed_pairs, divided, grid, pick
 from edgecrafter.nn.attention import PositionedAttention
 from edgecrafter.nn.deformable import PointAttention, split_heads
 from edgecrafter.nn.mlp import MLP, FeedForward, Gate, zero

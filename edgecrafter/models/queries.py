@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from edgecrafter.types import LayerOutput, MaskMap, Outputs, QueryGroup
 
 ANCHOR_SIZE = 0.05
 MARGIN = 0.01
+PRIOR = -math.log(99)  # class bias that starts every score at 0.01
 
 
 @dataclass
@@ -82,6 +84,42 @@ class GroupEmbedding(nn.Module):
         # through the logit and back, as in the released model: boxes are kept 1e-5 away from 0 and 1
         boxes = [inverse_sigmoid(g.boxes, EPS_BOX).sigmoid() for g in groups]
         return contents, boxes
+
+
+def select(
+    memory: Sequence[Tensor],
+    groups: Sequence[QueryGroup],
+    queries: int,
+    *,
+    project: Callable[[Tensor], Tensor],
+    score: Callable[[Tensor], Tensor],
+    box: Callable[[Tensor], Tensor],
+    embed: GroupEmbedding,
+) -> tuple[Queries, LayerOutput]:
+    """The best-scored memory tokens become the network's own queries, behind those of the groups.
+
+    ``memory`` are the levels, [B, D, h, w]; ``project``, ``score`` and ``box`` map tokens [B, P, D] to what becomes the
+    content of a query, to class logits, and to a change of the anchor. Also gives the chosen proposals.
+    """
+    tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in memory], dim=1)
+    shapes = [(level.shape[2], level.shape[3]) for level in memory]
+    anchor, valid = anchors(shapes, tokens.device)
+    tokens.masked_fill_(~valid[:, None], 0.0)  # only here: cross-attention reads the unmasked memory
+    tokens = project(tokens)
+    logits = score(tokens)
+    count = min(queries, tokens.shape[1])
+    chosen = logits.amax(-1).topk(count, dim=1).indices
+    content = pick(tokens, chosen)
+    boxes = (box(content) + anchor[chosen]).float().sigmoid()
+    proposals = LayerOutput(pick(logits, chosen), boxes)
+    contents, group_boxes = embed(groups)
+    found = Queries(
+        content=torch.cat([*contents, content.detach()], dim=1),
+        places=torch.cat([*group_boxes, boxes.detach()], dim=1),
+        allowed=allowed_pairs(groups, count, tokens.device),
+        counts=[*(g.labels.shape[1] for g in groups), count],
+    )
+    return found, proposals
 
 
 def pick(x: Tensor, index: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class Size:
     norm: bool = True
     """whether the blocks of such a backbone are read through its own final norm"""
     arch: str = "ec"
-    """which encoder and decoder: "ec" (EdgeCrafter), "rt" (RT-DETRv4), "dfine" (D-FINE, DEIM)"""
+    """which encoder and decoder: "ec" (EdgeCrafter), "rt" (RT-DETRv4), "dfine" (D-FINE, DEIM), "rtdetrv2" """
     criterion: str = "mal"
     """which loss table (``losses.detection``)"""
     dec_width: int = 0
@@ -97,7 +97,7 @@ SIZES = {
 
 
 def _rt(timm: str, csp_width: int, csp_depth: int, layers: int, **more: Any) -> Size:
-    """A row around one of timm's HGNetv2."""
+    """A row around one of timm's convolutional networks."""
     plain: dict[str, Any] = {"width": 256, "enc_ffn": 1024, "det_ffn": 1024, "arch": "rt"}
     shape: dict[str, Any] = {"vit": 0, "heads": 1, "ratio": 1, "csp_width": csp_width, "csp_depth": csp_depth}
     return Size(**{**shape, **plain, "det_layers": layers, "backbone": f"timm:{timm}", "depth": 0, **more})
@@ -115,6 +115,15 @@ RTDETRV4 = {
 DEIM = {name: row.changed(arch="dfine") for name, row in RTDETRV4.items() if not row.ours}
 DFINE = {name: row.changed(criterion="vfl") for name, row in DEIM.items()}
 """the hosts of RT-DETRv4's Table 2 that share its parts"""
+
+_V2: dict[str, Any] = {"arch": "rtdetrv2", "criterion": "plain"}
+RTDETRV2 = {
+    "r18": _rt("resnet18d", 128, 3, 3, **_V2),
+    "r34": _rt("resnet34d", 128, 3, 4, **_V2),
+    "r50": _rt("resnet50d", 256, 3, 6, **_V2),
+    "r101": _rt("resnet101d", 384, 3, 6, width=384, enc_ffn=2048, dec_width=256, **_V2),
+}
+"""RT-DETRv2, another host: its own fusion and decoder (``models.plain_decoder``)"""
 
 VITS = {"p": "p", "n": "n", "t": "s", "t+": "m", "s": "l", "s+": "x"}
 """Names of the ViTs, ecvit-t and so on as in the paper, and the rows that use them; p and n are ours."""

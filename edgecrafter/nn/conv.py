@@ -75,15 +75,15 @@ class CSP2(nn.Module):
 
 
 class CSPStage(nn.Module):
-    """Two 1x1 convolutions; one's output goes through ``depth`` two-branch blocks and is added to the other's, and a
-    3x3 convolution follows (the stage of RT-DETRv4, DEIM and D-FINE)."""
+    """Two 1x1 convolutions; one's output goes through ``depth`` two-branch blocks and is added to the other's, and
+    ``smooth`` follows: a 3x3 convolution unless given (the stage of RT-DETRv4, DEIM and D-FINE)."""
 
-    def __init__(self, inputs: int, width: int, depth: int) -> None:
+    def __init__(self, inputs: int, width: int, depth: int, smooth: nn.Module | None = None) -> None:
         super().__init__()
         self.enter = ConvNorm(inputs, width, act=nn.SiLU())
         self.skip = ConvNorm(inputs, width, act=nn.SiLU())
         self.blocks = nn.Sequential(*(RepBlock(width) for _ in range(depth)))
-        self.smooth = ConvNorm(width, width, 3, act=nn.SiLU())
+        self.smooth = smooth or ConvNorm(width, width, 3, act=nn.SiLU())
 
     def forward(self, x: Tensor) -> Tensor:
         return self.smooth(self.blocks(self.enter(x)) + self.skip(x))  # type: ignore[no-any-return]

@@ -1,6 +1,7 @@
-"""Multi-scale deformable attention (Zhu et al. 2021) in the form of the refinement decoders.
+"""Multi-scale deformable attention (Zhu et al. 2021).
 
-There is neither a value nor an output projection: values are the memory itself, split into heads.
+In the refinement decoders there is neither a value nor an output projection: values are the memory itself, split into
+heads. ``Projected`` puts both around it, as in the original form.
 """
 
 from __future__ import annotations
@@ -70,6 +71,24 @@ class PointAttention(_Deformable):
         sides = on_device([side for cell, n in zip(cells, self.points, strict=True) for side in cell * n], query.device)
         offsets = self.offsets(query).unflatten(-1, (self.heads, -1, 2)) / sides.view(-1, 2)
         return self.read(query, centres[:, :, None, None] + offsets, values)
+
+
+class Projected(nn.Module):
+    """Attention between a projection of the values and one of the result, as Zhu et al. have it."""
+
+    def __init__(self, points: DeformableAttention | PointAttention, width: int) -> None:
+        super().__init__()
+        self.points = points
+        self.value = nn.Linear(width, width)
+        self.output = nn.Linear(width, width)
+        for layer in (self.value, self.output):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, query: Tensor, places: Tensor, memory: Sequence[Tensor]) -> Tensor:
+        """query [B, Q, D], places as ``points`` wants them, memory levels [B, D, h, w] each -> [B, Q, D]."""
+        levels = [self.value(level.flatten(2).mT).mT.unflatten(2, level.shape[2:]) for level in memory]
+        return self.output(self.points(query, places, split_heads(levels, self.points.heads)))  # type: ignore[no-any-return]
 
 
 def split_heads(memory: Sequence[Tensor], heads: int) -> list[Tensor]:

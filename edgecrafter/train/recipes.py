@@ -62,6 +62,13 @@ _RT = {
 }
 # Epochs of RT-DETRv4's Table 1; rates and decay as D-FINE's paper gives them, which was not at hand to compare.
 _DFINE: dict[str, Any] = {"gamma": 1.0, "scales": 4}
+# Epochs of RT-DETRv4's Table 1; all other numbers are RT-DETR's as it is known (a linear warm-up of 2000 steps and then
+# a constant rate). Neither its paper nor RT-DETRv2's was at hand to compare: the latter is said to set the backbone's
+# rate by its size, these rows have 1e-5 everywhere. Norms of the backbone learn as in the other rows, at its rate.
+_V2: dict[str, Any] = {
+    "mosaic_epochs": 0, "mosaic": 0.0, "mixup": 0.0, "backbone_lr": 1e-5, "weight_decay": 1e-4, "lr": 1e-4, "batch": 16,
+    "gamma": 1.0, "warmup_power": 1, "scales": 3, "reload_best": False,
+}  # fmt: skip
 
 # EdgeCrafter, Tables 10 to 12; clip, EMA and warm-up as in the released training. Rows p and n are ours: they start
 # from random weights, so backbone and head learn at one rate, and they are meant for small data on small machines.
@@ -97,6 +104,12 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "m": Recipe(132, 0, 0.0, 0.0, 2e-5, 1e-4, lr=2e-4, plain_epochs=12, **_DFINE),
         "l": Recipe(80, 0, 0.0, 0.0, 1.25e-5, 1.25e-4, lr=2.5e-4, plain_epochs=8, **_DFINE),
         "x": Recipe(80, 0, 0.0, 0.0, 2.5e-6, 1.25e-4, lr=2.5e-4, plain_epochs=8, **_DFINE),
+    },
+    "rtdetrv2": {
+        "r18": Recipe(120, **_V2),
+        "r34": Recipe(120, **_V2),
+        "r50": Recipe(72, **_V2),
+        "r101": Recipe(72, **_V2),
     },
 }
 WARMUP_EPOCHS = 3
