@@ -25,7 +25,7 @@ from edgecrafter.evaluate import FURTHER
 from edgecrafter.files import written_beside
 from edgecrafter.metrics.coco_count import KINDS
 from edgecrafter.tasks import Task
-from edgecrafter.train import words
+from edgecrafter.train import methods, words
 from edgecrafter.train.config import TrainConfig, unknown
 from edgecrafter.train.distill_config import DistillConfig
 from edgecrafter.train.state import LAST, WEIGHTS
@@ -124,7 +124,7 @@ def _arms(config: AblateConfig, named: Mapping[str, Any]) -> list[Arm]:
         for stage, option, value in choice:
             own[stage][option] = value
         # without any option of a distillation there is none
-        name = ", ".join(f"{option}={value}" for _, option, value in choice)
+        name = ", ".join(f"{option}={_shown(value)}" for _, option, value in choice)
         arms.append(Arm(name, own["train"], own["distill"] or None))
     if config.scratch and not named and any(arm.distill for arm in arms):
         arms.insert(0, Arm("scratch", shared["train"]))
@@ -145,6 +145,11 @@ def _choices(text: str) -> list[tuple[str, str, Any]]:
     return [(stage, option, words.value_of(value)) for value in values.split("|")]
 
 
+def _shown(value: Any) -> Any:
+    """A value as one would write it."""
+    return (",".join(map(str, value)) or "none") if isinstance(value, list) else value
+
+
 def _configs(config: AblateConfig, arm: Arm, seed: int, folder: Path) -> tuple[DistillConfig | None, TrainConfig]:
     """The options of both stages for one seed; unknown ones are errors here."""
     place = {"exist_ok": True, "seed": seed}
@@ -160,6 +165,7 @@ def _configs(config: AblateConfig, arm: Arm, seed: int, folder: Path) -> tuple[D
     options = {"model": config.model, "data": config.data, "reload_best": False, "weights": "none"}
     options |= {**arm.train, **place, "project": str(_home(folder, arm, seed)), "name": "detector"}
     trained: TrainConfig = words.made(TrainConfig, "train", options)
+    methods.parsed(trained.distill)
     if arm.distill is not None and "backbone" in arm.train:
         raise ValueError(f"arm {arm.name}: has both a distillation and train backbone={arm.train['backbone']}")
     trained.val_every = trained.epochs or 10**6  # the last epoch is scored, and no other

@@ -18,7 +18,8 @@ class AblateConfig:
     model: str = "ecdet-p"
     """the detector; the vision transformer of its size is distilled"""
     vary: list[str] = field(default_factory=list)
-    """options to vary, such as distill.registers=0|1|2 or train.fused=1|2; several make a grid"""
+    """options to vary, such as distill.registers=0|1|2 or train.fused=1|2; several make a grid. Lists in brackets:
+    train.distill=none|[dsi,teacher=dinov2-b]"""
     distill: list[str] = field(default_factory=list)
     """options of every distillation, such as teacher=runs/teach/teach or epochs=20 (see edgecrafter distill --help);
     images are those of `data` unless given"""

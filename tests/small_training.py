@@ -86,16 +86,21 @@ def training(
     budget: int = 10,
     done: int = 0,
     task: str = "detect",
+    model: str = "",
     **options: Any,
 ) -> tuple[SupervisedStep, RunState, Journal]:
-    """Step, state and journal of a run in ``folder``, the same weights for the same seed."""
+    """Step, state and journal of a run in ``folder``, the same weights for the same seed; ``model`` is that of size P of
+    the task unless given."""
     options |= {"precision": precision, "budget": budget}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network, info = hub.create(f"{TASKS[task].prefix}-p", LABELS, queries=20)
+        network, info = hub.create(model or f"{TASKS[task].prefix}-p", LABELS, queries=20)
     step = SupervisedStep(network, TASKS[task], LABELS, info.input, **options)
+    methods: list[Any] = list(step.distillers)
     scaler = torch.amp.GradScaler("cpu", enabled=precision == "fp16")
     average = Average(network, made.ema, made.ema_warmup)
-    state = RunState(network, average, optim.adamw(network, made), scaler, made, folder)
-    journal = Journal(folder, [term.name for term in step.loss.table], ["AP"], made.epochs, done)
-    return step, state, journal
+    optimizer = optim.adamw(network, made, step.distillers)
+    state = RunState(network, average, optimizer, scaler, made, folder, beside=step.distillers)
+    terms = [*(term.name for term in step.loss.table), *(method.name for method in methods)]
+    facts = [column for method in methods for column in method.columns]
+    return step, state, Journal(folder, terms, ["AP"], made.epochs, done, facts)

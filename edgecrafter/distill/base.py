@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,10 @@ class Distiller(nn.Module):
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """Called at the end of every epoch (counted from 0), before the evaluation."""
+        return {}
+
+    def settings(self) -> dict[str, Any]:
+        """What was decided, as plain values for ``args.yaml``."""
         return {}
 
     def report(self) -> list[str]:

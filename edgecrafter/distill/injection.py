@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +30,8 @@ PLACES = {
 }
 """Table 3: S3 to S5 are what the encoder receives, F5 is its top level after attention"""
 RULES = ("auto", "released", "paper", "none")
+SETTINGS = ("rho", "delta", "default")
+"""of GAM alone"""
 
 
 @dataclass
@@ -69,7 +73,7 @@ class DSIOptions:
                 raise ValueError(f"{name}={getattr(self, name)}: choose one of {', '.join(values)}")
         for name in ("weight", "rho", "delta", "default"):
             value = getattr(self, name)
-            if value is not None and not value >= 0:
+            if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"{name}={value}: expected a number of at least 0")
 
 
@@ -96,8 +100,8 @@ class DSI(Distiller):
         make = PROJECTORS[options.projector]
         self.projectors = nn.ModuleDict({place: make(student.row.width, width) for place in self.places})
         self.rule, self.band = _modulation(options, student)
-        first = options.weight if options.weight is not None else self.band.initial if self.band else STATIC
-        for name, value in (("weight", first), ("total", 0.0), ("steps", 0.0)):
+        self.first = options.weight if options.weight is not None else self.band.initial if self.band else STATIC
+        for name, value in (("weight", self.first), ("total", 0.0), ("steps", 0.0)):
             self.register_buffer(name, torch.tensor(float(value)))
         self.columns = ("dsi/weight", "dsi/share")
 
@@ -134,27 +138,35 @@ class DSI(Distiller):
         self.steps += 1
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
-        """Sets the weight of the next epoch; gives that of this one and its mean share in percent."""
+        """Sets the weight of the next epoch; gives that of this one and its mean share in percent, nan for an epoch
+        whose steps were all skipped: it changes nothing."""
         weight, total, steps = (float(getattr(self, name)) for name in ("weight", "total", "steps"))
-        share = total / max(steps, 1)
-        new = weight
-        if self.rule == "paper" and self.band is not None:
-            new = gam.paper(weight, share, self.band)
-        elif self.rule == "released" and self.band is not None:
-            new = gam.released(weight, share, self.band, epoch >= self.student.stop)
+        share, new = total / steps if steps else math.nan, weight
+        if steps and self.band is not None:
+            ended = epoch >= self.student.stop
+            new = (
+                gam.paper(weight, share, self.band)
+                if self.rule == "paper"
+                else gam.released(weight, share, self.band, ended)
+            )
         for name, value in (("weight", new), ("total", 0.0), ("steps", 0.0)):
             getattr(self, name).fill_(value)
         return {"dsi/weight": weight, "dsi/share": share}
+
+    def settings(self) -> dict[str, Any]:
+        """The options with what stands for their ``none`` and ``auto``."""
+        band = {} if self.band is None else {key: getattr(self.band, key) for key in SETTINGS}
+        return {**asdict(self.options), "gam": self.rule, "weight": self.first, **band}
 
     def report(self) -> list[str]:
         h, w = self.seen_size(self.student.size)
         where = ", ".join(self.places).upper()
         lines = [f"DSI: {where} follow{'s' if len(self.places) == 1 else ''} {self.teacher.name}, seen at {h} x {w}"]
         if self.band is None:
-            return [*lines, f"  fixed weight {float(self.weight):g}"]
+            return [*lines, f"  fixed weight {self.first:g}"]
         return [
             *lines,
-            f"  GAM ({self.rule} rule): weight {float(self.weight):g} at first, then such that the AIFI has "
+            f"  GAM ({self.rule} rule): weight {self.first:g} at first, then such that the AIFI has "
             f"{self.band.low:g} to {self.band.high:g} % of the gradients",
         ]
 
@@ -177,6 +189,10 @@ def _modulation(options: DSIOptions, student: Student) -> tuple[str, Band | None
     rule = options.gam
     if rule == "auto":
         rule = "none" if known is None and options.rho is None else "released"
+    idle = [] if rule == "released" else ["default"] if rule == "paper" else SETTINGS
+    for name in idle:
+        if getattr(options, name) is not None:
+            raise ValueError(f"{name}={getattr(options, name):g} is nothing here: {_NEEDS[rule]}")
     if rule == "none":
         return rule, None
     if known is None and options.rho is None:
@@ -191,6 +207,10 @@ def _modulation(options: DSIOptions, student: Student) -> tuple[str, Band | None
     return rule, Band(rho, delta, first, last)
 
 
+_NEEDS = {
+    "none": "the weight is fixed (gam=none, or no rho where none is known); give gam=released and rho, or leave it out",
+    "paper": "the paper's rule has no default weight; leave it out, or gam=released",
+}
 FAMILIES = ("rtdetrv4", "deim", "dfine")
 """whose sizes the released settings are for: DEIM is RT-DETRv4 without a teacher, D-FINE DEIM with another loss"""
 

@@ -23,7 +23,7 @@ from edgecrafter.tasks import TASKS, Task
 from edgecrafter.train import distributed, recipes
 from edgecrafter.train.config import ARCHITECTURE, TrainConfig, input_size
 from edgecrafter.train.log import CSV
-from edgecrafter.train.methods import distillers
+from edgecrafter.train.methods import METHODS, distillers
 from edgecrafter.train.recipes import Plan
 from edgecrafter.train.state import WEIGHTS, interrupted, new_folder, read_of, run_project
 from edgecrafter.train.steps import freeze_parts
@@ -88,7 +88,8 @@ def prepared(config: TrainConfig, backbone: nn.Module | None = None) -> Begin:
     plan = recipes.resolve(config, recipe, len(training), distributed.world(), random_vit)
     with distributed.first_process_first():
         methods = distillers(config, info, plan)
-    info = replace(info, licence="; ".join([info.licence, *(m.licence() for m in methods if m.licence())]))
+    licences = [info.licence, *(m.licence() for m in methods if m.licence() and m.licence() not in info.licence)]
+    info = replace(info, licence="; ".join(licences))
     told = [line for method in methods for line in method.report()]
     distributed.say("\n".join([*lines, *_crowded(training, info), plan.report(), *told]))
     return Begin(network, info, training, validation, plan, Path(), config, distillers=methods)
@@ -163,7 +164,8 @@ def _crowded(training: Annotations, info: ModelInfo) -> list[str]:
 
 def clear(folder: Path) -> None:
     """Remove what an earlier run left in a folder that is used again."""
-    for old in [*(folder / WEIGHTS).glob("*"), folder / CSV, *(folder / "val").glob("*")]:
+    pictures = (folder / f"{name}.png" for name in METHODS)
+    for old in [*(folder / WEIGHTS).glob("*"), folder / CSV, *pictures, *(folder / "val").glob("*")]:
         if old.is_file():
             old.unlink()
 
@@ -174,5 +176,6 @@ def _write_args(begin: Begin) -> None:
         "options": begin.config.to_dict(),
         "plan": begin.plan.to_dict(),
         "classes": list(begin.info.labels.names),
+        **({"distill": {method.name: method.settings() for method in begin.distillers}} if begin.distillers else {}),
     }
     (begin.folder / "args.yaml").write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")

@@ -109,6 +109,8 @@ class TrainConfig:
     """ask torch for deterministic kernels on a GPU where they exist: slower"""
 
     def __post_init__(self) -> None:
+        for name in ("distill", "freeze"):
+            setattr(self, name, listed(getattr(self, name)))
         choice("precision", self.precision, PRECISIONS)
         choice("augment", self.augment, AUGMENTATIONS)
         for name, least in _LEAST.items():
@@ -163,6 +165,13 @@ def input_size(imgsz: int | list[int] | tuple[int, int]) -> tuple[int, int]:
         near = [max(32, round(side / 32) * 32) for side in sides]
         raise ValueError(f"imgsz={imgsz}: expected one or two multiples of 32, for example {near}")
     return sides[0], sides[1]
+
+
+def listed(value: list[str] | str | None) -> list[str]:
+    """A list as it is, or written as ``a,b``; ``none`` is an empty one."""
+    if isinstance(value, str):
+        return [] if value.lower() in ("", "none") else [each.strip() for each in value.split(",")]
+    return list(value or ())
 
 
 def choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -41,12 +41,13 @@ def distillers(config: TrainConfig, info: ModelInfo, plan: Plan) -> list[Distill
 
 
 def parsed(given: Sequence[str]) -> list[tuple[str, Any]]:
-    """``["dsi", "teacher=dinov3-b"]`` -> methods with their options: those behind a method's name are its own.
+    """``["dsi", "teacher=dinov3-b"]`` -> methods with their options: those behind a method's name are its own. A method
+    and its options may be one word, ``dsi,teacher=dinov3-b``.
 
     Raises ``ValueError`` for unknown methods and options, options without a method, and methods given twice.
     """
     parts: list[tuple[str, list[str]]] = []
-    for word in given:
+    for word in [word for each in given for word in _taken_apart(each)]:
         if "=" not in word:
             if word not in METHODS:
                 raise ValueError(f"distill={word}: unknown method; known: {', '.join(METHODS)}")
@@ -54,30 +55,37 @@ def parsed(given: Sequence[str]) -> list[tuple[str, Any]]:
         elif parts:
             parts[-1][1].append(word)
         else:
-            raise ValueError(f"distill={word}: name a method first, such as distill=dsi,{word}")
+            raise ValueError(f"distill={word}: name a method first, such as distill={next(iter(METHODS))},{word}")
     names = [name for name, _ in parts]
     if len(set(names)) < len(names):
         raise ValueError(f"distill={','.join(names)}: every method once")
     return [(name, _options(name, values)) for name, values in parts]
 
 
+def _taken_apart(word: str) -> list[str]:
+    """``dsi,teacher=x`` -> its parts; ``teacher=a,b`` is one word, as a path may be."""
+    return [part.strip() for part in word.split(",")] if "=" not in word.partition(",")[0] else [word]
+
+
 def _options(name: str, values: list[str]) -> Any:
     kind = METHODS[name][0]
-    given = words.options(values)
+    given = dict((key.strip(), value.strip()) for key, _, value in (word.partition("=") for word in values))
+    types = {each.name: str(each.type) for each in fields(kind)}
     try:
         unknown(kind, given)
-        for each in fields(kind):
-            if each.name in given and isinstance(each.default, str):
-                given[each.name] = str(given[each.name])
-        return kind(**given)
-    except (ValueError, TypeError) as error:
+        return kind(**{key: _value(key, text, types[key]) for key, text in given.items()})
+    except ValueError as error:
         raise ValueError(f"distill={name}: {error}") from None
 
 
-def help_text() -> str:
-    """All methods with their options and defaults."""
-    lines = []
-    for name, (kind, _) in METHODS.items():
-        defaults = (f"{f.name}={'none' if f.default is None else f.default}" for f in fields(kind))
-        lines.append(f"{name}: {', '.join(defaults)}")
-    return "\n".join(lines)
+def _value(name: str, text: str, kind: str) -> Any:
+    """A value of the type of its field. Raises ``ValueError`` for another one."""
+    if kind == "str":
+        return text
+    value = words.value_of(text)
+    if "None" in kind and value in (None, "none", "None"):
+        return None
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (isinstance(value, bool) if kind == "bool" else number):
+        raise ValueError(f"{name}={text}: expected {'true or false' if kind == 'bool' else 'a number'}")
+    return value

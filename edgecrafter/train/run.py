@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from edgecrafter import hub
+from edgecrafter import curves, hub
 from edgecrafter.data import loader
 from edgecrafter.data.annotations import Annotations
 from edgecrafter.evaluate import Scores, evaluate
@@ -124,7 +124,16 @@ def _finish(begin: Begin, state: RunState) -> Trained:
     distributed.say(
         f"best epoch {state.progress.best_epoch + 1}:\n{scores.table()}\nmodel: {best}\nscores: {begin.folder / 'val'}"
     )
+    if distributed.rank() == 0:
+        _draw(begin)
     return Trained(begin.folder, best, last, scores, state.progress.epoch)
+
+
+def _draw(begin: Begin) -> None:
+    """The curves of the methods that give numbers."""
+    for name in (method.name for method in begin.distillers if method.columns):
+        drawn = curves.method(begin.folder, name, begin.folder / f"{name}.png")
+        distributed.say(f"curves: {drawn}" if drawn else curves.HINT)
 
 
 def step_of(begin: Begin, precision: str) -> SupervisedStep:
