@@ -55,11 +55,17 @@ class Scores:
         """The scores as text: a line for all of each kind, one per class; ``n/a`` where a number is undefined."""
         width = max(5, *(len(row.name) for row in self.per_class))
         further = [f"{title}: {self._line(prefix)}" for prefix, title in FURTHER.values() if self._line(prefix)]
-        lines = [self._line(), *further, f"{'class':<{width}}  objects     AP   AP50     AR     F1  at score"]
+        stated = [self.conditions] if self.conditions else []
+        lines = [self._line(), *further, *stated, f"{'class':<{width}}  objects     AP   AP50     AR     F1  at score"]
         for row in self.per_class:
             numbers = "  ".join(f"{_text(value):>5}" for value in (row.ap, row.ap50, row.ar, row.f1, row.threshold))
             lines.append(f"{row.name:<{width}}  {row.objects:>7}  {numbers}")
         return "\n".join(lines)
+
+    @property
+    def conditions(self) -> str:
+        """What the numbers depend on besides the model, where the data leave a choice (``Annotations.conditions``)."""
+        return self.scorer.annotations.conditions
 
     def _line(self, prefix: str = "") -> str:
         """The numbers of one kind, if they are there."""
@@ -88,6 +94,7 @@ class Scores:
             "model": self.model,
             "images": self.images,
             "images_per_second": round(self.images_per_second, 3),
+            **({"conditions": self.conditions} if self.conditions else {}),
             "overall": _plain(self.overall),
             "per_class": [_plain(asdict(row)) for row in self.per_class],
         }

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         ConvertOptions,
         FeaturesOptions,
         InfoOptions,
+        KittiOptions,
         ModelsOptions,
         PredictOptions,
         QuickstartOptions,
@@ -160,6 +161,13 @@ def convert(options: ConvertOptions) -> None:
     from edgecrafter import model
 
     print(f"written to {model.convert(options.source, options.target)}")
+
+
+def kitti_to_coco(options: KittiOptions) -> None:
+    """Write both splits and say what they hold."""
+    from edgecrafter.data.formats.kitti_coco import write
+
+    print("\n".join(write(options.source, options.target)))
 
 
 def quickstart(options: QuickstartOptions) -> None:

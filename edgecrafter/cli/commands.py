@@ -14,6 +14,7 @@ from edgecrafter.cli.options import (
     ConvertOptions,
     FeaturesOptions,
     InfoOptions,
+    KittiOptions,
     ModelsOptions,
     PredictOptions,
     QuickstartOptions,
@@ -208,6 +209,15 @@ edgecrafter info --all""",
 edgecrafter convert ecdet_s.pth ecdet_s.safetensors
 edgecrafter convert ecdet_s.safetensors released.pth""",
     ),
+    "kitti-to-coco": Command(
+        "write the labels of KITTI as COCO files",
+        actions.kitti_to_coco,
+        lambda: KittiOptions,
+        ("source", "target"),
+        """\
+edgecrafter kitti-to-coco kitti kitti_coco              # seven classes, the default split
+edgecrafter kitti-to-coco kitti:three,drop:kitti kitti_three""",
+    ),
     "quickstart": Command(
         "try everything in a few minutes, without data",
         actions.quickstart,
@@ -224,7 +234,7 @@ edgecrafter quickstart --data dataset --folder first_try""",
 
 def overview() -> str:
     """What ``edgecrafter --help`` prints."""
-    rows = [f"  {name:<12}{command.summary}" for name, command in COMMANDS.items()]
+    rows = [f"  {name:<15}{command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "usage: edgecrafter COMMAND [--option value | option=value ...]",

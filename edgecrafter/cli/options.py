@@ -132,6 +132,19 @@ class ConvertOptions:
 
 
 @dataclass
+class KittiOptions:
+    """Write the labels of the KITTI object data as COCO files, with which any tool for COCO can train or check a score.
+    Regions to ignore become crowd regions of every class."""
+
+    source: str
+    """folder with training/image_2 and training/label_2, or kitti:WORDS:FOLDER with any of seven|three|eight,
+    crowd|drop, random|drive, such as kitti:three,drop:FOLDER"""
+    target: str
+    """folder to write annotations/instances_train.json, instances_val.json and ImageSets/*.txt into; its images is a
+    link to the pictures"""
+
+
+@dataclass
 class QuickstartOptions:
     """Make a small data set, train a small model on it, score it and draw what it finds: minutes on two CPU cores."""
 

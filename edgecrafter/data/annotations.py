@@ -91,6 +91,8 @@ class Annotations:
     keypoints: NDArray[np.float32] | None = None
     """[N, K, 3] x, y in pixels and visibility (0 not labelled, 1 covered, 2 visible) of the K keypoints of
     ``labels.skeleton``; zeros where not labelled"""
+    conditions: str = ""
+    """how these pictures and objects were chosen, where that is a matter of choice; stated beside every AP"""
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -158,7 +160,7 @@ def to_coco(annotations: Annotations) -> dict[str, Any]:
 
     Annotation ids are kept, unless one is below 1: COCO's counting takes an id of 0 for "not matched", so then all are
     numbered from 1. Masks become ``segmentation``; keypoints become ``keypoints`` and ``num_keypoints``, and their
-    names, edges, left-right pairs and tolerances stand with every category.
+    names, edges, left-right pairs and tolerances stand with every category. ``info`` says the ``conditions``, if any.
     """
     labels = annotations.labels
     ids = annotations.ids
@@ -180,6 +182,7 @@ def to_coco(annotations: Annotations) -> dict[str, Any]:
     }
     shared = _skeleton(labels.skeleton) if annotations.keypoints is not None and labels.skeleton else {}
     return {
+        **({"info": {"description": annotations.conditions}} if annotations.conditions else {}),
         "images": [_image(annotations, index) for index in range(len(annotations))],
         "annotations": [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)],
         "categories": [{"id": key, "name": name, **shared} for key, name in zip(labels.ids, labels.names, strict=True)],

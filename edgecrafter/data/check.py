@@ -92,9 +92,9 @@ def usable(annotations: Annotations, decode: bool = True, workers: int | None = 
 
 def report(annotations: Annotations) -> list[str]:
     """The data set in a few lines for people: counts, objects of each class, and what was noted while reading."""
-    counts = annotations.counts()
-    per_class = np.bincount(annotations.classes, minlength=len(annotations.labels))
+    counts = np.bincount(annotations.image_index()[~annotations.crowd], minlength=len(annotations))
     crowd = int(annotations.crowd.sum())
+    per_class = np.bincount(annotations.classes[~annotations.crowd], minlength=len(annotations.labels))
     classes = ", ".join(f"{name} {count}" for name, count in zip(annotations.labels.names, per_class, strict=True))
     lines = [
         f"images: {len(annotations)}, {int((counts == 0).sum())} of them without objects",

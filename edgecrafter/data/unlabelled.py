@@ -86,14 +86,15 @@ def reason(error: Exception, path: Path) -> str:
 
 
 def _of(source: Path) -> tuple[str, Iterable[str | Path]]:
-    if not source.exists():
+    stated = formats.named(source)
+    if not stated and not source.exists():
         raise FileNotFoundError(f"images={source}: there is no such file or folder (from {Path.cwd()})")
     if source.is_file() and source.suffix.lower() in images.SUFFIXES:
         return "a picture", [source]
     if source.suffix.lower() == ".txt":
         lines = source.read_text(encoding="utf-8").splitlines()
         return "a list", (source.parent / line.strip() for line in lines if line.strip())
-    if source.is_file() or any(look(source) for look in formats.SIGNS.values()):
+    if stated or source.is_file() or any(look(source) for look in formats.SIGNS.values()):
         data = formats.load(source, "train")
         return "training pictures of a data set", (data.path(index) for index in range(len(data)))
     return "a folder and what is below", _below(source)

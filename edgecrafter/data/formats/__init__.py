@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgecrafter.data.annotations import Annotations
-from edgecrafter.data.formats import coco, coco_files, voc, yolo, yolo_files
+from edgecrafter.data.formats import coco, coco_files, kitti, voc, yolo, yolo_files
 from edgecrafter.data.formats.splits import ALIASES
 from edgecrafter.types import Labels
 
 Read = Callable[[Path, str, Labels | None, str], Annotations]
 
-FORMATS: dict[str, Read] = {"coco": coco.read, "yolo": yolo.read, "voc": voc.read}
+FORMATS: dict[str, Read] = {"coco": coco.read, "yolo": yolo.read, "voc": voc.read, "kitti": kitti.read}
 """``read(root, split, labels, truth)``: ``labels`` are those of the training split or the model, to be followed by
 name; ``truth`` is what is wanted besides boxes, one of ``TRUTHS``."""
 
@@ -25,6 +25,7 @@ SIGNS: dict[str, Callable[[Path], list[str]]] = {
     "coco": coco_files.signs,
     "yolo": yolo_files.signs,
     "voc": voc.signs,
+    "kitti": kitti.signs,
 }
 """What in a folder speaks for a layout; an empty list: nothing."""
 
@@ -32,7 +33,7 @@ SPLITS = tuple(ALIASES)
 
 _SOUGHT = (
     "COCO (annotations/instances_train.json, train/_annotations.coco.json), "
-    "YOLO (data.yaml), Pascal VOC (JPEGImages, Annotations, ImageSets/Main)"
+    "YOLO (data.yaml), Pascal VOC (JPEGImages, Annotations, ImageSets/Main), KITTI (training/image_2, training/label_2)"
 )
 
 
@@ -45,10 +46,11 @@ def load(
 ) -> Annotations:
     """Read a split (``train``, ``val`` or ``test``) of a data set of any known layout.
 
-    ``path`` is a folder, a ``data.yaml``, or a COCO ``.json`` file; ``images`` is the folder of that file's pictures if
-    it is not in a usual place. ``labels``: the classes of the training split or the model; a val split is put into
-    their order by name, and its keypoints too. Without a val split ``valid`` and then ``test`` serve, with a note.
-    ``truth`` is what is wanted besides boxes: nothing, ``"masks"`` or ``"keypoints"``; only that is kept.
+    ``path`` is a folder, a ``data.yaml``, a COCO ``.json`` file, or ``kitti:WORDS:FOLDER`` (``kitti``); ``images`` is
+    the folder of the file's pictures if it is not in a usual place. ``labels``: the classes of the training split or
+    the model; a val split is put into their order by name, and its keypoints too. Without a val split ``valid`` and
+    then ``test`` serve, with a note. ``truth`` is what is wanted besides boxes: nothing, ``"masks"`` or
+    ``"keypoints"``; only that is kept.
 
     Raises ``FileNotFoundError`` and ``ValueError`` that say what is wrong and what to do. The pictures are not opened,
     except for their size where the layout does not state it: see ``check.usable``.
@@ -73,6 +75,8 @@ def sniff(path: str | Path) -> str:
     the message lists what was looked for and what was found.
     """
     root = Path(path).expanduser()
+    if named(root):
+        return "kitti"
     if root.is_file():
         return _by_ending(root)
     if not root.is_dir():
@@ -84,6 +88,11 @@ def sniff(path: str | Path) -> str:
         listed = "; ".join(f"{name} ({', '.join(signs[:3])})" for name, signs in found.items())
         raise ValueError(f"{root}: several layouts at once: {listed}. Pass the .json or .yaml file that is meant.")
     raise ValueError(f"{root}: no data set recognised. Looked for {_SOUGHT}. Found {_contents(root)}.{_hint(root)}")
+
+
+def named(path: str | Path) -> bool:
+    """Whether a data set says its layout itself, as ``kitti:WORDS:FOLDER`` does; it is no path then."""
+    return str(path).startswith(kitti.PREFIX)
 
 
 def _by_ending(file: Path) -> str:
