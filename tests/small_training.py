@@ -89,8 +89,8 @@ def training(
     model: str = "",
     **options: Any,
 ) -> tuple[SupervisedStep, RunState, Journal]:
-    """Step, state and journal of a run in ``folder``, the same weights for the same seed; ``model`` is that of size P of
-    the task unless given."""
+    """Step, state and journal of a run in ``folder``, the same weights for the same seed; ``model``: size P of the task
+    unless given."""
     options |= {"precision": precision, "budget": budget}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

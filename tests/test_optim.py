@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 from edgecrafter import hub
 from edgecrafter.models import official
 from edgecrafter.train.config import TrainConfig
-from edgecrafter.train.optim import adamw, groups
+from edgecrafter.train.optim import NORMS, adamw, groups
 from edgecrafter.train.recipes import Plan, recipe_for, resolve
 from edgecrafter.train.steps import freeze_parts
 from edgecrafter.types import Labels
@@ -60,3 +61,58 @@ def test_freeze() -> None:
     freeze_parts(network, ("backbone", "encoder", "decoder"))
     with pytest.raises(ValueError, match="nothing is left to train"):
         adamw(network, plan_of("p"))
+
+
+def made(name: str) -> tuple[nn.Module, Plan]:
+    """A network without weights, and its plan; the backbone counts as pretrained."""
+    pytest.importorskip("timm")
+    return hub.create(name)[0], resolve(TrainConfig(), recipe_for(name), 118287)
+
+
+@pytest.mark.parametrize("name", ["rtdetrv4-s", "rtdetrv4-l", "deim-m", "dfine-s"])
+def test_groups_of_rtdetrv4(name: str) -> None:
+    """S and M train the backbone's norms at the base rate, L and X at the backbone's; none of them decays (ours)."""
+    network, plan = made(name)
+    assert plan.norms_at_base == (name in ("rtdetrv4-s", "deim-m")) and not plan.decay_norms
+    optimizer = adamw(network, plan)
+    base, slow = plan.lr, plan.backbone_lr
+    assert base > slow
+    of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    norms = {f"{n}.{k}" for n, m in network.named_modules() if isinstance(m, NORMS) for k, _ in m.named_parameters()}
+    inside = 0
+    for key, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        group, vit = of[id(parameter)], key.startswith("backbone.vit.")
+        inside += vit and key in norms
+        slowly = vit and not (key in norms and plan.norms_at_base)
+        plain = key in norms or key.endswith("bias")
+        assert (group["lr"], group["weight_decay"]) == (slow if slowly else base, 0 if plain else plan.weight_decay), (
+            key
+        )
+    assert inside > 20
+
+
+def test_the_slip_of_the_release_is_an_option() -> None:
+    """``decay_norms``: the backbone's norms at its rate and with decay, all else as before."""
+    network, plan = made("rtdetrv4-l")
+    ours, theirs = groups(network), groups(network, decay_norms=True)
+    moved = set(theirs[0]) - set(ours[0])
+    assert moved and moved == set(ours[1]) - set(theirs[1])
+    assert all(isinstance(network.get_submodule(key.rpartition(".")[0]), nn.BatchNorm2d) for key in moved)
+    assert ours[2:] == theirs[2:]
+    optimizer = adamw(network, replace(plan, decay_norms=True))
+    assert len(optimizer.param_groups[0]["params"]) == len(theirs[0])
+
+
+def test_what_is_trained_beside_the_network_is_in_the_last_groups() -> None:
+    network, _ = hub.create("ecdet-p", Labels(("thing",)))
+    beside = nn.ModuleList([nn.ModuleDict({"linear": nn.Linear(3, 4), "norm": nn.BatchNorm2d(4)})])
+    plan = plan_of("s")
+    before, after = adamw(network, plan), adamw(network, plan, beside)
+    counts = [[len(group["params"]) for group in each.param_groups] for each in (before, after)]
+    assert [b - a for a, b in zip(*counts, strict=True)] == [0, 0, 3, 1]
+    of = {id(p): group for group in after.param_groups for p in group["params"]}
+    for key, parameter in beside.named_parameters():
+        decay = plan.weight_decay if key == "0.linear.weight" else 0
+        assert (of[id(parameter)]["lr"], of[id(parameter)]["weight_decay"]) == (plan.lr, decay)
