@@ -230,6 +230,12 @@ def test_models_and_teachers_of_other_kinds() -> None:
         assert method(outputs(aifi), pictures(64, 64))["dsi"].isfinite(), name
 
 
+def test_every_option_is_in_the_docs() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "distillation.md").read_text()
+    section = text.partition("## While training")[2].partition("\n## ")[0]
+    assert not [each.name for each in fields(DSIOptions) if f"`{each.name}`" not in section]
+
+
 # The command line, and other ways to say the same.
 
 GIVEN = "dsi,teacher=hf:facebook/dinov2-small,weight=3"
