@@ -134,7 +134,7 @@ def evaluate(
         workers: processes that read pictures; 0 reads in this one.
         device: where to run; the network is moved there. None: where the network is.
         precision: ``fp32``, ``bf16`` or ``fp16`` for the network; answers are decoded in float32.
-        size: (height, width) of the input, other than the model's own.
+        size: of the input (``InputSpec.size``), other than the model's own.
         max_det: detections kept per image (default 300). Above COCO's limit per class (100, of keypoints 20), the
             scores for that many are added; the standard numbers keep their limit.
         progress: show a bar on terminals.
@@ -155,7 +155,8 @@ def evaluate(
     chosen, renamed = _shared_classes(info.labels, annotations)
     network = network if device is None else network.to(choose_device(device))
     pictures = replace(annotations, masks=None, keypoints=None)  # nobody draws the truth to count it
-    batches = loader.plain(pictures, size or info.input.size, batch, workers=workers, rank=rank, world=world)
+    spec = replace(info.input, size=size or info.input.size)
+    batches = loader.plain(pictures, spec.size, batch, workers, rank, world, resize=spec.resize)
     kinds = TASKS[info.task].counts
     scorers = {kind: CocoScorer(annotations, max_det, kind) for kind in kinds}
     options: dict[str, Any] = {"top_k": max_det or TOP_K, "precision": precision, "classes": chosen}
@@ -165,7 +166,7 @@ def evaluate(
     with _evaluating(network):
         for each in _bar(batches, progress and rank == 0):
             sizes = [target.size for target in each.targets]
-            found = detect(network, info.input, each.images, sizes, **options)
+            found = detect(network, spec, each.images, sizes, valid=each.valid, **options)
             for target, detections in zip(each.targets, found, strict=True):
                 detections = replace(detections, labels=renamed[detections.labels])
                 for scorer in scorers.values():

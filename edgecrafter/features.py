@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +67,8 @@ def features(
         images: as ``Model.predict`` takes them: file, folder, pattern, PIL picture, array [H, W, 3], or a list.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; empty: a GPU if there is one.
         imgsz: input size of all networks in pixels, one number or (height, width), rounded up to multiples of 32. None:
-            each detector's own; teachers get that of the first detector, or 640.
+            each detector's own; teachers get that of the first detector, or 640. Detectors that keep the ratio of
+            pictures take limits instead, one number for the short side or (short, long).
         weights: ``auto``, or ``none``: names get random weights from ``seed``, files keep theirs.
         basis: ``joint``: the maps of a column share one basis if they have the same number of channels; ``own``: each
             map has its own.
@@ -97,28 +98,27 @@ def stream(
         raise ValueError("no model given: name at least one, such as ecdet-s, or a file or the folder of a run")
     if basis not in (JOINT, OWN):
         raise ValueError(f"basis={basis}: expected joint (one per column) or own (one per map)")
-    size = None if imgsz is None else input_size(imgsz)
     items = listed(images)
     if not items:
         raise ValueError("no pictures given: a file, a folder, a pattern, or a picture in memory")
     for item, title in zip(items, distinct(f"{Path(item.title).stem}.png" for item in items), strict=True):
         item.title = title
     networks = [network(each, device, weights, seed) for each in given]
-    sizes = _sizes(networks, size)
-    return (_drawn(networks, sizes, picture, item.title, basis == JOINT) for item, picture in opened(items))
+    specs = _inputs(networks, imgsz)
+    return (_drawn(networks, specs, picture, item.title, basis == JOINT) for item, picture in opened(items))
 
 
-def _sizes(networks: Sequence[Network], size: tuple[int, int] | None) -> list[tuple[int, int]]:
-    """The input (height, width) of each network."""
-    if size is not None:
-        return [size] * len(networks)
-    usual = next((each.size for each in networks if each.size), InputSpec().size)
-    return [each.size or usual for each in networks]
+def _inputs(networks: Sequence[Network], imgsz: int | Sequence[int] | None) -> list[InputSpec]:
+    """What becomes of a picture for each network; one without an input of its own gets that of the first that has."""
+    usual = next((each.input for each in networks if each.input), InputSpec())
+    specs = [each.input or usual for each in networks]
+    return specs if imgsz is None else [replace(spec, size=input_size(imgsz, spec.resize)) for spec in specs]
 
 
 def _drawn(
-    networks: Sequence[Network], sizes: Sequence[tuple[int, int]], picture: Image.Image, title: str, joint: bool
+    networks: Sequence[Network], specs: Sequence[InputSpec], picture: Image.Image, title: str, joint: bool
 ) -> Drawn:
+    sizes = [spec.fitted(picture.height, picture.width) for spec in specs]
     inputs = [pixels(picture, size) for size in sizes]
     maps = [each.maps(seen[None]) for each, seen in zip(networks, inputs, strict=True)]
     cells = [{INPUT: Cell(_picture(seen), "as the network sees it")} for seen in inputs]

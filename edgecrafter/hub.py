@@ -15,6 +15,7 @@ from edgecrafter import families, registry, released
 from edgecrafter.download import download, from_hub
 from edgecrafter.families import Known
 from edgecrafter.files import written_beside
+from edgecrafter.geometry.sides import KEEP
 from edgecrafter.models import foreign, libraries, official
 from edgecrafter.models.detector import Detector, detector
 from edgecrafter.models.foreign import Foreign
@@ -30,7 +31,8 @@ RANDOM = "random weights"
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Everything about a model but its weights; saved inside the file."""
+    """Everything about a model but its weights; saved inside the file. Raises ``ValueError`` for an input that does not
+    go with the task."""
 
     name: str
     task: str
@@ -39,6 +41,10 @@ class ModelInfo:
     input: InputSpec = field(default_factory=InputSpec)
     licence: str = OWN_LICENCE
     source: str = RANDOM
+
+    def __post_init__(self) -> None:
+        if self.input.resize == KEEP and TASKS[self.task].truth == "masks":
+            raise ValueError(f"{self.name}: models that find masks do not take resize={KEEP!r}")
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -28,11 +28,12 @@ def detect(
     classes: Tensor | None = None,
     conf: float = 0.0,
     owned: Tensor | None = None,
+    valid: Tensor | None = None,
 ) -> list[Detections]:
     """Run a network that is in evaluation mode; its answers are decoded in float32 whatever the precision.
 
     Args:
-        network: gives ``Outputs`` for a normalised batch.
+        network: gives ``Outputs`` for a normalised batch; where one is padded, it is also given ``valid``.
         spec: how a picture becomes an input; ``images`` have the size that is wanted already.
         images: RGB uint8 [B, 3, H, W], on any device.
         sizes: (height, width) of the B original pictures.
@@ -41,6 +42,7 @@ def detect(
         classes: int64 labels to look for; None: all.
         conf: least score of what is kept; pixels of masks are computed for nothing else.
         owned: bool [C, K], the keypoints that each class has (``Labels.owned``); None: all.
+        valid: bool [B, H, W], where the pictures are (``Batch.valid``); None: everywhere.
 
     Returns:
         B ``Detections`` on the CPU, best first, boxes and keypoints in pixels of the originals, not clipped.
@@ -52,7 +54,8 @@ def detect(
         raise ValueError(f"precision {precision!r} is not known: use one of {', '.join(PRECISIONS)}")
     device = next(network.parameters()).device
     with torch.inference_mode(), torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
-        layer = network(spec.normalise(images.to(device, non_blocking=True))).layers[-1]
+        known = {} if valid is None else {"valid": valid.to(device, non_blocking=True)}
+        layer = network(spec.normalise(images.to(device, non_blocking=True), **known), **known).layers[-1]
     with torch.inference_mode():  # without autocast, which would round the products that masks are made of
         found = decode(layer, sizes, top_k, conf, classes, owned)
     return _on_cpu(found)

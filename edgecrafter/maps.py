@@ -17,7 +17,7 @@ from edgecrafter.infer import choose_device
 from edgecrafter.model import Model
 from edgecrafter.models import foreign
 from edgecrafter.teachers import teacher
-from edgecrafter.types import Outputs
+from edgecrafter.types import InputSpec, Outputs
 
 F5, LAST = "F5", "last block"
 AUTO, NONE = "auto", "none"
@@ -29,8 +29,8 @@ class Network:
     """A network to look into."""
 
     title: str
-    size: tuple[int, int] | None
-    """(height, width) of its own input; None: it has none"""
+    input: InputSpec | None
+    """what becomes of a picture; None: it has no input size of its own"""
     maps: Callable[[Tensor], dict[str, Tensor]]
     """uint8 pictures [1, 3, H, W] -> its maps [D, h, w] by name: F5, P3, P4, P5 or last block"""
 
@@ -97,7 +97,7 @@ def _detector(loaded: Model, title: str) -> Network:
         with torch.inference_mode():
             return levels(loaded.network(loaded.info.input.normalise(images.to(loaded.device))), images.shape[2])
 
-    return Network(title, loaded.info.input.size, maps)
+    return Network(title, loaded.info.input, maps)
 
 
 def levels(outputs: Outputs, height: int) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from torch import nn
 from edgecrafter import hub, registry
 from edgecrafter.data import check, formats
 from edgecrafter.evaluate import Scores, evaluate
+from edgecrafter.geometry.sides import input_size
 from edgecrafter.hub import ModelInfo
 from edgecrafter.infer import choose_device
 from edgecrafter.models.detector import Detector
@@ -23,7 +24,7 @@ from edgecrafter.results import Result
 from edgecrafter.start import untrained
 from edgecrafter.summary import Summary, summarise
 from edgecrafter.tasks import TASKS
-from edgecrafter.train.config import TrainConfig, input_size
+from edgecrafter.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from edgecrafter.pipeline.report import Report
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from edgecrafter.train.run import Trained
 
 Side = int | tuple[int, int] | list[int] | None
-"""input size in pixels: one number for a square, or height and width, multiples of 32; None: the model's own"""
+"""input size in pixels: one number for a square, or height and width, multiples of 32; None: the model's own. Of models
+that keep the ratio of pictures the limits: one number for the short side, or short and long"""
 
 
 @dataclass
@@ -75,7 +77,8 @@ class Model:
         Args:
             source: path, folder, glob pattern, PIL picture, uint8 RGB array [H, W, 3], or a list of these.
             conf: least score in 0..1.
-            imgsz: input size in pixels, one number or (height, width); None: the model's own.
+            imgsz: input size in pixels, one number or (height, width); None: the model's own. For models that keep the
+                ratio of pictures the limits of their sides, one number for the short one or (short, long).
             batch: pictures per forward pass.
             max_det: most detections per picture.
             classes: names or 0-based labels to look for; None: all.
@@ -119,7 +122,7 @@ class Model:
             batch=batch,
             workers=workers,
             precision=precision,
-            size=_size(imgsz),
+            size=self._size(imgsz),
             max_det=max_det,
             progress=progress,
         )
@@ -130,7 +133,10 @@ class Model:
 
     def summary(self, imgsz: Side = None) -> Summary:
         """Parameters and FLOPs, both ways of counting."""
-        return summarise(self.network, self.info, _size(imgsz))
+        return summarise(self.network, self.info, self._size(imgsz))
+
+    def _size(self, imgsz: Side) -> tuple[int, int] | None:
+        return None if imgsz is None else input_size(imgsz, self.info.input.resize)
 
     def save(self, path: str | Path) -> Path:
         """Write weights, classes, input and licence as one safetensors file.
@@ -259,7 +265,3 @@ def convert(source: str | Path, target: str | Path) -> Path:
     """
     hub.convert(source, target)
     return Path(target)
-
-
-def _size(imgsz: Side) -> tuple[int, int] | None:
-    return None if imgsz is None else input_size(imgsz)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from edgecrafter.data import images, placement
 from edgecrafter.geometry import boxes as box_ops
+from edgecrafter.geometry import sides
+from edgecrafter.geometry.sides import KEEP, STRETCH, STRIDE
 from edgecrafter.infer import TOP_K, choose_device, detect
-from edgecrafter.models.detector import STRIDE
 from edgecrafter.results import WRITABLE, Result
-from edgecrafter.types import Detections, Labels
+from edgecrafter.types import Detections, InputSpec, Labels
 
 if TYPE_CHECKING:
     from edgecrafter.hub import ModelInfo
@@ -85,6 +86,7 @@ class Predictor:
                 folder or by a pattern.
             conf: least score.
             imgsz: input size other than the model's own, one number or (height, width); rounded up to multiples of 32.
+                For a model that keeps the ratio of pictures: the limit of their short side, or (short, long).
             batch: pictures per forward pass.
             max_det: most detections per picture.
             classes: names or numbers of the classes to look for.
@@ -97,25 +99,27 @@ class Predictor:
             raise ValueError(f"conf={conf}: the least score is a number from 0 to 1")
         if batch < 1 or max_det < 1:
             raise ValueError(f"batch={batch}, max_det={max_det}: both are at least 1")
-        size = self.info.input.size if imgsz is None else input_size(imgsz)
+        spec = self.info.input
+        spec = spec if imgsz is None else replace(spec, size=input_size(imgsz, spec.resize))
         chosen = _chosen(classes, self.info.labels)
-        return self._results(opened(listed(source)), conf, size, batch, max_det, chosen)
+        return self._results(opened(listed(source)), conf, spec, batch, max_det, chosen)
 
     def _results(
         self,
         pictures: Iterator[tuple[Item, Image.Image]],
         conf: float,
-        size: tuple[int, int],
+        spec: InputSpec,
         batch: int,
         max_det: int,
         classes: Tensor | None,
     ) -> Iterator[Result]:
         while group := list(islice(pictures, batch)):
-            inputs = torch.stack([pixels(picture, size) for _, picture in group])
             sizes = [(picture.height, picture.width) for _, picture in group]
+            shown = zip(group, sizes, strict=True)
+            inputs, valid = placement.stacked([pixels(picture, spec.fitted(*size)) for (_, picture), size in shown])
             options: dict[str, Any] = {"top_k": max_det, "precision": self.precision, "classes": classes, "conf": conf}
             options["owned"] = self.info.labels.owned()
-            answers = detect(self.network, self.info.input, inputs, sizes, **options)
+            answers = detect(self.network, spec, inputs, sizes, valid=valid, **options)
             for (item, picture), found in zip(group, answers, strict=True):
                 yield self._result(item, picture, _inside(found))
 
@@ -235,7 +239,7 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
 
 
 def pixels(picture: Image.Image, size: tuple[int, int]) -> Tensor:
-    """The picture as uint8 [3, h, w] of the input's size, resized as the loader does for evaluation."""
+    """The picture as uint8 [3, h, w] of its size in the input, resized as the loader does for evaluation."""
     canvas = np.empty((*size, 3), np.uint8)
     original = (picture.height, picture.width)
     placement.paint(canvas, picture, original, placement.whole(original, size))
@@ -255,13 +259,16 @@ def _inside(found: Detections) -> Detections:
     return found.take(inside)
 
 
-def input_size(imgsz: int | Sequence[int]) -> tuple[int, int]:
-    """(height, width) of the input, rounded up to multiples of 32. Raises ``ValueError`` for anything else."""
-    sides = (imgsz, imgsz) if isinstance(imgsz, int) else tuple(imgsz)
-    if len(sides) != 2 or min(sides) < 1:
+def input_size(imgsz: int | Sequence[int], resize: str = STRETCH) -> tuple[int, int]:
+    """(height, width) of the input, rounded up to multiples of 32, or with ``keep`` the limits of the sides. Raises
+    ``ValueError`` for anything else."""
+    if resize == KEEP:
+        return sides.input_size(imgsz, resize)
+    given = (imgsz, imgsz) if isinstance(imgsz, int) else tuple(imgsz)
+    if len(given) != 2 or min(given) < 1:
         raise ValueError(f"imgsz={imgsz}: expected a number of pixels or (height, width)")
-    height, width = (-(-side // STRIDE) * STRIDE for side in sides)
-    if (height, width) != sides:
+    height, width = (-(-side // STRIDE) * STRIDE for side in given)
+    if (height, width) != given:
         warnings.warn(f"imgsz={imgsz} is not a multiple of {STRIDE}: using {height} x {width}", stacklevel=4)
     return height, width
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from edgecrafter import registry, vits
 from edgecrafter.download import cache_folder, download
+from edgecrafter.geometry.sides import input_size
 from edgecrafter.hub import (
     OWN_LICENCE,
     RANDOM,
@@ -61,13 +62,14 @@ def origin(model: str | Path) -> Origin:
 def start(
     given: Origin,
     labels: Labels,
-    size: tuple[int, int] | None = None,
+    size: int | Sequence[int] | None = None,
     weights: str | Path = "auto",
     backbone: str | Path | nn.Module | None = None,
     backbone_weights: str = "pretrained",
     **options: Any,
 ) -> Start:
-    """A network to train for ``labels`` at the input ``size`` (h, w; None: the model's own), and where it comes from.
+    """A network to train for ``labels`` at the input ``size`` (as ``geometry.sides.input_size`` takes it; None: the
+    model's own), and where it comes from.
 
     ``weights``: "auto" takes the file itself or the released weights of the name, if there are any; "none" starts from
     random weights; anything else is a model to take weights from, of any task. Class rows are taken by class name.
@@ -118,7 +120,7 @@ def start(
 
 
 def _described(
-    given: Origin, labels: Labels, size: tuple[int, int] | None, source: InputSpec | None, fresh: bool
+    given: Origin, labels: Labels, size: int | Sequence[int] | None, source: InputSpec | None, fresh: bool
 ) -> ModelInfo:
     """What is to be trained: the model of the file or of the name; ``source`` is the input of the weights, and
     ``fresh`` says that another backbone will come."""
@@ -132,7 +134,7 @@ def _described(
             row = row.changed(backbone="", vit=plain.size.vit, project=plain.size.project)
             spec = replace(plain.input, size=info.input.size)
         info = replace(info, size=row, labels=labels, licence=OWN_LICENCE, source=RANDOM)
-    return replace(info, input=spec if size is None else replace(spec, size=size))
+    return replace(info, input=spec if size is None else replace(spec, size=input_size(size, spec.resize)))
 
 
 def _shape(row: Size) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 Letters used in shapes: B images, N objects of one image, Q queries, K keypoints, C classes, G queries of a group,
 L pyramid levels, D width, h x w cells of a map, H x W pixels of the network input.
 
-Boxes are ``cxcywh`` in 0..1 of the network input inside the network, and ``xyxy`` in pixels outside of it; a name that
-breaks this rule says so.
+Boxes are ``cxcywh`` in 0..1 of the picture as it lies in the network input inside the network, and ``xyxy`` in pixels
+outside of it; a name that breaks this rule says so. The picture fills the input, but for padding (``Batch.valid``).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from edgecrafter.geometry.keypoints import default_sigmas
 from edgecrafter.geometry.numbers import on_device
 from edgecrafter.geometry.runs import Runs
+from edgecrafter.geometry.sides import KEEP, RESIZES, STRETCH, fitted
 
 T = TypeVar("T")
 
@@ -117,29 +118,43 @@ class Labels:
 class InputSpec:
     """How a picture becomes the input of a network. Belongs to the model and is saved with it.
 
-    ``size`` is (height, width) in pixels; ``mean`` and ``std`` apply to RGB in 0..1. ``resize`` is ``"stretch"``: the
-    aspect ratio is not kept, as in the released models.
+    ``mean`` and ``std`` apply to RGB in 0..1. ``resize`` says what ``size`` means, in pixels:
+
+    * ``"stretch"``: (height, width) of every input; the aspect ratio is not kept, as in the released models.
+    * ``"keep"``: limits of the short and the long side; the aspect ratio is kept (``geometry.sides.fitted``), and in a
+      batch pictures are padded on the right and below to the largest (``Batch.valid``), as classic detectors have it.
+
+    Raises ``ValueError`` for another ``resize``.
     """
 
     size: tuple[int, int] = (640, 640)
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    resize: str = "stretch"
+    resize: str = STRETCH
 
     def __post_init__(self) -> None:
-        if self.resize != "stretch":
-            raise ValueError(f"resize={self.resize!r}: this version knows stretch only; the file is of a newer one")
+        if self.resize not in RESIZES:
+            known = ", ".join(RESIZES)
+            raise ValueError(f"resize={self.resize!r}: this version knows {known} only; the file is of a newer one")
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """RGB images [B, 3, H, W], uint8 in 0..255 or float in 0..1 -> float32 network input."""
+    def fitted(self, height: float, width: float) -> tuple[int, int]:
+        """The (height, width) in the input of a picture of ``height`` x ``width`` pixels."""
+        return fitted(height, width, self.size) if self.resize == KEEP else self.size
+
+    def normalise(self, images: Tensor, valid: Tensor | None = None) -> Tensor:
+        """RGB images [B, 3, H, W], uint8 in 0..255 or float in 0..1 -> float32 network input.
+
+        ``valid`` [B, H, W] bool says where pictures are: the input is 0 elsewhere.
+        """
         scale = 255.0 if images.dtype == torch.uint8 else 1.0
         mean, std = (on_device(v, images.device).view(1, 3, 1, 1) * scale for v in (self.mean, self.std))
-        return (images.float() - mean) / std
+        found = (images.float() - mean) / std
+        return found if valid is None else found * valid[:, None]
 
 
 @dataclass
 class Target:
-    """The truth of one image, in the frame of the network's input."""
+    """The truth of one image, in its frame in the network's input, which is all of it but the padding."""
 
     labels: Tensor
     """[N] int64, 0-based"""
@@ -150,7 +165,7 @@ class Target:
     keypoints: Tensor | None = None
     """[N, K, 3] float32: x, y in 0..1, and visibility (0 not labelled, 1 covered, 2 visible)"""
     area: Tensor | None = None
-    """[N] float32, object area / input area (for OKS); there when ``keypoints`` are"""
+    """[N] float32, object area / area of the frame (for OKS); there when ``keypoints`` are"""
     image_id: int = 0
     size: tuple[int, int] = (0, 0)
     """height, width of the original picture in pixels"""
@@ -168,7 +183,7 @@ class Batch:
     """[B, 3, H, W] RGB, uint8 0..255; ``InputSpec.normalise`` makes the network input on the device"""
     targets: list[Target]
     valid: Tensor | None = None
-    """[B, H, W] bool, only where images are padded"""
+    """[B, H, W] bool, true in the upper left part of each that is picture; None: nothing is padded"""
 
     def to(self, device: torch.device | str) -> Batch:
         return _move(self, device)
@@ -208,6 +223,8 @@ class QueryGroup:
     """... and the model's own queries (denoising); False: nothing else (distillation probes)"""
     content: Tensor | None = None
     """[B, G, D]; None: from the label table"""
+    position: Tensor | None = None
+    """[B, G, D], for decoders whose positions are learned and not made of boxes"""
     keypoints: Tensor | None = None
     """[B, G, K, 2] in 0..1, for decoders that ask for points"""
     answers: Match | None = None

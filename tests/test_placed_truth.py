@@ -306,7 +306,7 @@ def test_a_picture_whose_only_mask_is_out_of_sight(tmp_path):
         found = dataset.render(
             Sketch((0,), (Placement((30, 30, 90, 90), (0, 0, 48, 40)),)), np.zeros((40, 48, 3), "u1")
         )
-        target = loader.to_target(found, dataset, 0)
+        target = loader.to_target(found, dataset, 0, (40, 48))
         assert target.masks.shape == (0, 40, 6) and target.keypoints.shape == (0, 5, 3)
         assert target.area.shape == (0,) and target.boxes.shape == (0, 4) and target.labels.shape == (0,)
 

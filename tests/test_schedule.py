@@ -12,7 +12,8 @@ import yaml
 
 from edgecrafter import hub
 from edgecrafter.data.transforms import Augment
-from edgecrafter.train.config import TrainConfig, input_size
+from edgecrafter.geometry.sides import input_size
+from edgecrafter.train.config import TrainConfig
 from edgecrafter.train.optim import adamw, factor, set_rates
 from edgecrafter.train.recipes import RECIPES, Plan, recipe_for, resolve
 

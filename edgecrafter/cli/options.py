@@ -17,7 +17,8 @@ class ValOptions:
     split: str = "val"
     """train, val or test"""
     imgsz: int | list[int] | None = None
-    """input size in pixels, one number or height,width, multiples of 32; none: the model's own"""
+    """input size in pixels, one number or height,width, multiples of 32; models that keep the ratio of pictures take
+    limits, one number for the short side or short,long; none: the model's own"""
     batch: int = 8
     """pictures per forward pass"""
     workers: int = 2
@@ -51,7 +52,8 @@ class PredictOptions:
     conf: float = 0.4
     """least score of what is shown, 0 to 1"""
     imgsz: int | list[int] | None = None
-    """input size in pixels, one number or height,width, multiples of 32; none: the model's own"""
+    """input size in pixels, one number or height,width, multiples of 32; models that keep the ratio of pictures take
+    limits, one number for the short side or short,long; none: the model's own"""
     batch: int = 1
     """pictures per forward pass"""
     max_det: int = 300
@@ -114,7 +116,8 @@ class InfoOptions:
     model: str = ""
     """name, weight file or folder of a training run; a name needs no download"""
     imgsz: int | list[int] | None = None
-    """input size in pixels, one number or height,width, multiples of 32; none: the model's own"""
+    """input size in pixels, one number or height,width, multiples of 32; models that keep the ratio of pictures take
+    limits, one number for the short side or short,long; none: the model's own"""
     all: bool = False
     """compare S, M, L and X of every task with the paper's tables instead"""
     json: bool = False

@@ -21,10 +21,12 @@ from edgecrafter.data import images, rasters
 from edgecrafter.data.annotations import Annotations
 from edgecrafter.data.colours import distortion
 from edgecrafter.data.mixing import mixup, mosaic
-from edgecrafter.data.objects import Objects, Shape, join
+from edgecrafter.data.objects import Objects, Rect, Shape, join
 from edgecrafter.data.pasting import paste
-from edgecrafter.data.placement import FILL, Placement, cover, paint, pixels_needed, place, whole
-from edgecrafter.data.transforms import Augment, iou_crop, zoom_out
+from edgecrafter.data.placement import FILL, Placement, cover, paint, pixels_needed, place
+from edgecrafter.data.transforms import Augment, iou_crop, shortest, zoom_out
+from edgecrafter.geometry.sides import KEEP, STRETCH
+from edgecrafter.types import InputSpec
 
 
 class Draw(IntEnum):
@@ -51,7 +53,7 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture in the size of the network's input and its objects in pixels of it."""
+    """One picture as it lies in the network's input, without padding, and its objects in pixels of it."""
 
     image: NDArray[np.uint8]
     """[H, W, 3] RGB"""
@@ -66,6 +68,12 @@ class Sketch:
     placements: tuple[Placement, ...]
     colours: tuple[float, ...] | None = None
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of what the placements fill, in pixels of the input."""
+        _, _, right, bottom = np.array([placement.onto for placement in self.placements]).max(axis=0).tolist()
+        return round(bottom), round(right)
+
 
 class RawBatch(NamedTuple):
     """A batch as it leaves a worker. One tensor, or two with masks: each costs a file descriptor, but no copying."""
@@ -75,54 +83,74 @@ class RawBatch(NamedTuple):
     objects: list[Objects]
     """without their masks"""
     indices: tuple[int, ...]
+    sizes: NDArray[np.int64]
+    """[B, 2] height, width of the samples, which lie in the upper left of their images"""
     masks: Tensor | None = None
     """[N, H, W / 8] uint8, packed (``np.unpackbits``), of all objects of one picture after the other"""
 
 
 class Dataset(torch.utils.data.Dataset[RawBatch]):
-    """Batches of a data set at the input ``size`` (h, w) of a network. Crowd regions are left out, as when released."""
+    """Batches of a data set for a network's input, see ``InputSpec`` for ``size`` and ``resize``: every sample has the
+    size of its own (which with ``stretch`` is that of all), and a batch that of the largest. Crowd regions are left
+    out, as when released. Raises ``ValueError`` for masks with ``keep``."""
 
-    def __init__(self, annotations: Annotations, size: tuple[int, int], seed: int = 0) -> None:
+    def __init__(self, annotations: Annotations, size: tuple[int, int], seed: int = 0, resize: str = STRETCH) -> None:
         self.annotations = annotations
-        self.size = size
+        self.spec = InputSpec(size, resize=resize)
+        if resize == KEEP and annotations.masks is not None:
+            raise ValueError(f"{annotations.root}: no masks for resize={KEEP!r}: read the data without them (truth='')")
         self.seed = seed
         self.learnable = annotations.learnable()
 
     def __getitem__(self, key: Key) -> RawBatch:
-        pictures = np.full((len(key.indices), 3, *self.size), FILL, np.uint8)
-        objects = []
-        for picture, index in zip(pictures, key.indices, strict=True):
-            sketch = self.sketch(index, key.augment, generator(Draw.SAMPLE, self.seed, key.epoch, index))
-            objects.append(self.render(sketch, picture.transpose(1, 2, 0)))
+        draws = (generator(Draw.SAMPLE, self.seed, key.epoch, index) for index in key.indices)
+        sketches = [self.sketch(index, key.augment, rng) for index, rng in zip(key.indices, draws, strict=True)]
+        sizes = np.array([sketch.size for sketch in sketches])
         rng = generator(Draw.BATCH, self.seed, key.epoch, key.step)
-        if rng.random() < key.augment.mixup:
+        if is_mixed := rng.random() < key.augment.mixup:
+            sizes = np.maximum(sizes, np.roll(sizes, 1, axis=0))  # a mixture is as large as both
+        pictures = np.full((len(sketches), 3, *sizes.max(axis=0)), FILL, np.uint8)
+        objects = []
+        for picture, sketch in zip(pictures, sketches, strict=True):
+            height, width = sketch.size
+            objects.append(self.render(sketch, picture[:, :height, :width].transpose(1, 2, 0)))
+        if is_mixed:
             objects = mixup(pictures, objects, rng)
-        return raw_batch(pictures, objects, key.indices)
+        return raw_batch(pictures, objects, key.indices, sizes)
+
+    def largest(self, augment: Augment) -> tuple[int, int]:
+        """Height and width that no batch exceeds with this augmentation."""
+        if self.spec.resize == KEEP and (augment.mosaic or augment.iou_crop or augment.shortest):
+            return max(self.spec.size), max(self.spec.size)  # parts of pictures may be upright or wide
+        sizes = np.unique(self.annotations.sizes, axis=0).tolist()
+        height, width = np.array([self.spec.fitted(h, w) for h, w in sizes]).max(axis=0).tolist()
+        return height, width
 
     def sample(self, index: int, epoch: int = 0, augment: Augment = Augment.NONE) -> Sample:
         """The picture ``index``, augmented as in ``epoch``, before MixUp."""
-        canvas = np.full((*self.size, 3), FILL, np.uint8)
         sketch = self.sketch(index, augment, generator(Draw.SAMPLE, self.seed, epoch, index))
+        canvas = np.full((*sketch.size, 3), FILL, np.uint8)
         return Sample(canvas, self.render(sketch, canvas))
 
     def render(self, sketch: Sketch, canvas: NDArray[np.uint8]) -> Objects:
         """Read the pictures of a sketch, paint them into ``canvas`` [H, W, 3] and return the objects on it."""
         found: list[Objects] = []
+        whole_canvas = (canvas.shape[0], canvas.shape[1])
         for index, layers in groupby(zip(sketch.indices, sketch.placements, strict=True), key=lambda layer: layer[0]):
             placements, size = [placement for _, placement in layers], self.picture_size(index)
-            picture = images.read(self.annotations.path(index), most_pixels_needed(placements, size, self.size))
+            picture = images.read(self.annotations.path(index), most_pixels_needed(placements, size, whole_canvas))
             for placement in placements:
                 paint(canvas, picture, size, placement, sketch.colours)
                 found = [cover(below, placement.onto) for below in found]
                 found.append(place(self.objects(index), placement))
-        return rasters.fill(join(found), self.size)
+        return rasters.fill(join(found), whole_canvas)
 
     def sketch(self, index: int, augment: Augment, rng: np.random.Generator) -> Sketch:
         """Draw everything random about a sample."""
         is_mosaic = rng.random() < augment.mosaic
         sketch = self.mosaic_sketch(index, rng) if is_mosaic else self.single_sketch(index, augment, rng)
         if rng.random() < augment.flip:
-            mirrored = tuple(placement.mirror(self.size[1]) for placement in sketch.placements)
+            mirrored = tuple(placement.mirror(sketch.size[1]) for placement in sketch.placements)
             sketch = replace(sketch, placements=mirrored)
         # the last of all draws: with or without, the others stay the same
         if not is_mosaic and rng.random() < augment.paste:
@@ -132,22 +160,28 @@ class Dataset(torch.utils.data.Dataset[RawBatch]):
     def mosaic_sketch(self, index: int, rng: np.random.Generator) -> Sketch:
         """The picture and three random others, in random places."""
         chosen = rng.permutation([index, *rng.integers(0, len(self.annotations), 3)]).tolist()
-        return Sketch(tuple(chosen), tuple(mosaic([self.picture_size(i) for i in chosen], self.size)))
+        return Sketch(tuple(chosen), tuple(mosaic([self.picture_size(i) for i in chosen], self.spec.size)))
 
     def single_sketch(self, index: int, augment: Augment, rng: np.random.Generator) -> Sketch:
-        """The picture alone: colours, zoom-out, crop."""
-        full = whole(self.picture_size(index), self.size)
+        """The picture alone: colours, zoom-out, crop, short side. Its size follows from what is seen of it."""
+        spec, (height, width) = self.spec, self.picture_size(index)
+        view: Rect = (0, 0, width, height)
         colours = distortion(rng, augment.photometric)
-        view = zoom_out(full.view, rng) if rng.random() < augment.zoom_out else full.view
+        if rng.random() < augment.zoom_out:
+            view = zoom_out(view, rng)
         if rng.random() < augment.iou_crop:
             view = iou_crop(view, self.objects(index).boxes, rng)
-        return Sketch((index,), (Placement(view, full.onto),), colours)
+        if augment.shortest and rng.random() < augment.shortest:  # nothing is drawn where it is off
+            view, spec = shortest(view, spec, rng)
+        height, width = spec.fitted(view[3] - view[1], view[2] - view[0])
+        return Sketch((index,), (Placement(view, (0, 0, width, height)),), colours)
 
     def pasted(self, sketch: Sketch, flip: float, rng: np.random.Generator) -> Sketch:
         """A sketch of a single picture with objects of a random other one on top."""
         there = place(self.objects(sketch.indices[0]), sketch.placements[0]).boxes
         other = int(rng.integers(0, len(self.annotations)))
-        placements = paste(self.objects(other), self.picture_size(other), there, self.size, flip, rng)
+        size = self.picture_size(other)
+        placements = paste(self.objects(other), size, there, sketch.size, flip, rng, self.spec.fitted(*size))
         indices = (*sketch.indices, *(other for _ in placements))
         return replace(sketch, indices=indices, placements=(*sketch.placements, *placements))
 
@@ -185,12 +219,15 @@ def most_pixels_needed(
     return max(height for height, _ in known), max(width for _, width in known)
 
 
-def raw_batch(pictures: NDArray[np.uint8], objects: Sequence[Objects], indices: tuple[int, ...]) -> RawBatch:
+def raw_batch(
+    pictures: NDArray[np.uint8], objects: Sequence[Objects], indices: tuple[int, ...], sizes: NDArray[np.int64]
+) -> RawBatch:
     """Move the masks of all objects into one tensor. ``pictures`` are [B, 3, H, W]."""
     masks = [found.masks for found in objects if found.masks is not None]
     return RawBatch(
         torch.from_numpy(pictures),
         [replace(found, masks=None) for found in objects],
         indices,
+        sizes,
         torch.from_numpy(np.concatenate(masks)) if masks else None,
     )

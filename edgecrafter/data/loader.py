@@ -15,12 +15,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from edgecrafter.data import placement
 from edgecrafter.data.annotations import Annotations
 from edgecrafter.data.dataset import Dataset, Draw, Key, RawBatch, generator
 from edgecrafter.data.objects import Objects
 from edgecrafter.data.transforms import Augment
 from edgecrafter.data.unlabelled import Paths
 from edgecrafter.data.views import Strength, Views
+from edgecrafter.geometry.sides import STRETCH
 from edgecrafter.types import Batch, Target
 
 
@@ -134,15 +136,18 @@ def batches(
     shuffle: bool = True,
     drop_last: bool = True,
     pin: bool = False,
+    resize: str = STRETCH,
 ) -> Loader:
-    """Training batches: images uint8 [batch, 3, h, w] of ``size`` (h, w), and their targets.
+    """Training batches: images uint8 [batch, 3, h, w] of ``size`` (h, w), and their targets; with ``resize`` keep
+    images of their own size, padded to the largest of the batch, and ``size`` is their limit (``InputSpec``).
 
     ``augment_of`` says how strong the augmentation of an epoch is; ``batch`` is the size per rank. A data set smaller
-    than ``batch * world`` makes one smaller batch per epoch. ValueError: no pictures, or a number out of range.
+    than ``batch * world`` makes one smaller batch per epoch. ValueError: no pictures, a number out of range, or masks
+    for pictures that keep their ratio.
     """
     _check(annotations, size, batch, seed, rank, world)
     order = TrainOrder(len(annotations), batch, augment_of, seed, rank, world, shuffle, drop_last)
-    dataset = Dataset(annotations, size, seed)
+    dataset = Dataset(annotations, size, seed, resize)
     return Loader(dataset, order, partial(to_batch, dataset), workers, pin, persistent=True)
 
 
@@ -154,14 +159,16 @@ def plain(
     rank: int = 0,
     world: int = 1,
     pin: bool = False,
+    resize: str = STRETCH,
 ) -> Loader:
-    """Batches for evaluation: every picture once over all ranks, in order, only resized to ``size`` (h, w).
+    """Batches for evaluation: every picture once over all ranks, in order, only resized; ``size`` and ``resize`` as in
+    ``batches``.
 
-    The last batch may be smaller. ValueError: no pictures, or a number out of range.
+    The last batch may be smaller. ValueError as ``batches``.
     """
     _check(annotations, size, batch, 0, rank, world)
     order = PlainOrder(len(annotations), batch, rank, world)
-    dataset = Dataset(annotations, size)
+    dataset = Dataset(annotations, size, resize=resize)
     return Loader(dataset, order, partial(to_batch, dataset), workers, pin, persistent=False)
 
 
@@ -188,8 +195,9 @@ def views(
 
 def to_batch(dataset: Dataset, raw: RawBatch) -> Batch:
     """A batch of a data set in the form that a step takes."""
-    pairs = zip(with_masks(raw), raw.indices, strict=True)
-    return Batch(raw.images, [to_target(found, dataset, index) for found, index in pairs])
+    rows = zip(with_masks(raw), raw.indices, raw.sizes.tolist(), strict=True)
+    targets = [to_target(found, dataset, index, (h, w)) for found, index, (h, w) in rows]
+    return Batch(raw.images, targets, placement.valid(raw.sizes))
 
 
 def with_masks(raw: RawBatch) -> list[Objects]:
@@ -201,9 +209,10 @@ def with_masks(raw: RawBatch) -> list[Objects]:
     return [replace(found, masks=share) for found, share in zip(raw.objects, shares, strict=True)]
 
 
-def to_target(objects: Objects, dataset: Dataset, index: int) -> Target:
-    """The truth of a picture as the losses want it; of a mosaic or MixUp, id and path are those of its own picture."""
-    h, w = dataset.size
+def to_target(objects: Objects, dataset: Dataset, index: int, size: tuple[int, int]) -> Target:
+    """The truth of a sample of ``size`` (h, w) as the losses want it; of a mosaic or MixUp, id and path are those of
+    its own picture."""
+    h, w = size
     corners = objects.boxes.astype(np.float64) / (w, h, w, h)
     low, high = corners[:, :2], corners[:, 2:]
     boxes = np.concatenate([(low + high) / 2, high - low], axis=1).astype(np.float32)

@@ -37,16 +37,18 @@ def paste(
     canvas: tuple[int, int],
     flip: float,
     rng: np.random.Generator,
+    plain: tuple[int, int] | None = None,
 ) -> list[Placement]:
     """Where some of the objects of a picture of ``size`` (h, w) go in an input ``canvas`` (h, w); may be none.
 
-    ``there`` [M, 4] xyxy are the boxes that are already in the input; ``flip`` is the probability of a mirror image.
+    ``there`` [M, 4] xyxy are the boxes that are already in the input; ``flip`` is the probability of a mirror image;
+    ``plain`` (h, w) is what plain resizing would make of the picture, None: the canvas.
     """
     covered = np.zeros(len(there))
     found: list[Placement] = []
     for box in rng.permutation(objects.boxes)[: rng.integers(1, MOST + 1)]:
         view = with_margin(box, size)
-        corners = places(extent(view, size, canvas, rng), canvas, rng)
+        corners = places(extent(view, size, canvas, rng, plain or canvas), canvas, rng)
         costs = overlaps(corners, there)  # [T, M] pixels
         areas = (there[:, 2:] - there[:, :2]).prod(axis=1)
         fitting = np.flatnonzero((covered + costs <= MOST_COVERED * areas).all(axis=1))
@@ -70,10 +72,16 @@ def with_margin(box: NDArray[np.float32], size: tuple[int, int]) -> Rect:
     return x0, y0, x1, y1
 
 
-def extent(view: Rect, size: tuple[int, int], canvas: tuple[int, int], rng: np.random.Generator) -> NDArray[np.int64]:
+def extent(
+    view: Rect,
+    size: tuple[int, int],
+    canvas: tuple[int, int],
+    rng: np.random.Generator,
+    plain: tuple[int, int] | None = None,
+) -> NDArray[np.int64]:
     """A random width and height in the input for a part of a picture; the aspect is that of plain resizing."""
     room = np.array(canvas[::-1])
-    natural = np.array([view[2] - view[0], view[3] - view[1]]) * room / size[::-1]
+    natural = np.array([view[2] - view[0], view[3] - view[1]]) * (plain or canvas)[::-1] / size[::-1]
     factor = min(rng.uniform(*SCALES), (LARGEST * room / natural).min())
     return np.asarray(np.round(natural * factor).astype(np.int64))
 

@@ -78,6 +78,27 @@ def whole(size: tuple[int, int], canvas: tuple[int, int]) -> Placement:
     return Placement((0, 0, size[1], size[0]), (0, 0, canvas[1], canvas[0]))
 
 
+def valid(sizes: NDArray[np.int64]) -> torch.Tensor | None:
+    """Where the pictures of a batch are, bool [B, H, W], when each has its (h, w) of ``sizes`` [B, 2] in the upper left
+    of an input of the largest h and w; None if all fill it."""
+    height, width = sizes.max(axis=0)
+    if (sizes == (height, width)).all():
+        return None
+    below, right = np.arange(height) < sizes[:, :1], np.arange(width) < sizes[:, 1:]
+    return torch.from_numpy(below[:, :, None] & right[:, None])
+
+
+def stacked(pictures: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Pictures uint8 [3, h, w] as a batch [B, 3, H, W], padded as the loader does, and where they are, [B, H, W] bool;
+    None: everywhere."""
+    sizes = np.array([picture.shape[1:] for picture in pictures])
+    height, width = sizes.max(axis=0).tolist()
+    batch = torch.full((len(pictures), 3, height, width), FILL, dtype=torch.uint8)
+    for room, picture in zip(batch, pictures, strict=True):
+        room[:, : picture.shape[1], : picture.shape[2]] = picture
+    return batch, valid(sizes)
+
+
 def place(objects: Objects, placement: Placement) -> Objects:
     """The objects of a picture in pixels of the input, cut off at the edge of the placement.
 

@@ -1,9 +1,10 @@
 """The augmentation of a training picture: how strong (``Augment``), and how each step is drawn.
 
 Order, as in the released code: a mosaic with its probability, or else photometric
-distortion, zoom-out and IoU crop; then objects without a visible pixel are dropped, flip, stretch to the input size.
-A mosaic therefore keeps its colours. Copy-paste puts objects of another picture on top of a sample that is no mosaic
-(``pasting``; in Table 11 for pose, its definition is ours). MixUp follows on the whole batch (``mixing.mixup``).
+distortion, zoom-out and IoU crop; then objects without a visible pixel are dropped, flip, resize to the input size.
+A mosaic therefore keeps its colours. Classic detectors have a random short side instead (``shortest``). Copy-paste puts
+objects of another picture on top of a sample that is no mosaic (``pasting``; in Table 11 for pose, its definition is
+ours). MixUp follows on the whole batch (``mixing.mixup``).
 
 Everything is drawn before a picture is opened: a draw is a few ``Placement``s and a colour matrix, so that the loader
 knows how many pixels it has to decode. All functions are pure; randomness is the generator passed in.
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 
 from edgecrafter.data.objects import Rect
 from edgecrafter.geometry import boxes as box_geometry
+from edgecrafter.geometry.sides import KEEP as KEEP_RATIO
+from edgecrafter.types import InputSpec
 
 ZOOM_OUT = 4.0
 """largest side of the canvas of a zoom-out, in sides of the picture (SSD)"""
@@ -29,6 +32,13 @@ IOU_CHOICES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, KEEP)
 CROP_SIDES = (0.3, 1.0)
 CROP_ASPECTS = (0.5, 2.0)
 CROP_TRIALS = 40
+SHORT = 800
+"""limit of the short side for which these are published (DETR); for others they grow or shrink with it"""
+SHORT_SIDES = tuple(range(480, SHORT + 1, 32))
+CROPPED = 0.5
+"""how often only a part is shown, of PART pixels a side when the short side of the picture has PART_OF"""
+PART_OF = (400, 500, 600)
+PART = (384, 600)
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,8 @@ class Augment:
     flip: float = 0.0
     paste: float = 0.0
     """objects of another picture on top of a sample that is no mosaic"""
+    shortest: float = 0.0
+    """a random limit for the short side, and in half of these cases a random part of the picture (DETR)"""
 
     NONE: ClassVar[Augment]
 
@@ -59,6 +71,11 @@ class Augment:
     def strong(mosaic: float = 0.75, mixup: float = 0.75, paste: float = 0.0) -> Augment:
         """The augmentation of the paper; Table 10: 0.75 for S and M, 1.0 for L and X; pose: 0.5 each (Table 11)."""
         return Augment(mosaic, mixup, photometric=0.5, zoom_out=0.5, iou_crop=0.8, flip=0.5, paste=paste)
+
+    @staticmethod
+    def classic() -> Augment:
+        """Flip, random short side and random parts: DETR and what follows it (for ``InputSpec.resize`` keep)."""
+        return Augment(flip=0.5, shortest=1.0)
 
     def unmixed(self) -> Augment:
         """Without mosaic, MixUp and copy-paste: the second half of a training (Tables 10 and 11)."""
@@ -108,6 +125,30 @@ def iou_crop(view: Rect, boxes: NDArray[np.float32], rng: np.random.Generator) -
             x0, y0, x1, y1 = fitting[0].tolist()
             return (x0, y0, x1, y1)
     return view
+
+
+def shortest(view: Rect, spec: InputSpec, rng: np.random.Generator) -> tuple[Rect, InputSpec]:
+    """The view or a part of it, and ``spec`` with a drawn limit of the short side; that of the long side stays (DETR).
+
+    A ``spec`` that stretches gives inputs of its own size whatever is drawn.
+    """
+    if rng.random() < CROPPED:
+        view = part(view, rng)
+    if spec.resize == KEEP_RATIO:
+        short = max(1, round(int(rng.choice(SHORT_SIDES)) * min(spec.size) / SHORT))
+        spec = replace(spec, size=(short, max(spec.size)))
+    return view, spec
+
+
+def part(view: Rect, rng: np.random.Generator) -> Rect:
+    """A part of the view of ``PART`` pixels a side, or as many as there are, when its short side has one of
+    ``PART_OF``; anywhere inside (DETR)."""
+    origin, extent = np.array(view[:2]), np.array([view[2] - view[0], view[3] - view[1]])
+    pixel = extent.min() / int(rng.choice(PART_OF))
+    low, high = (np.minimum(side * pixel, extent) for side in PART)
+    sides = rng.uniform(low, high)
+    x0, y0 = (origin + rng.random(2) * (extent - sides)).tolist()
+    return (x0, y0, x0 + float(sides[0]), y0 + float(sides[1]))
 
 
 def crop_windows(view: Rect, rng: np.random.Generator) -> NDArray[np.float64]:

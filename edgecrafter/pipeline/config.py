@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from edgecrafter.train.config import PRECISIONS, choice, input_size, unknown
+from edgecrafter.geometry.sides import input_size
+from edgecrafter.train.config import PRECISIONS, choice, unknown
 
 TRANSFERS = ("segment", "pose")
 FREE_ON_RESUME = ("data", "images", "device", "workers", "resume", "project", "name", "exist_ok")

@@ -21,7 +21,7 @@ from edgecrafter.models.detector import Detector
 from edgecrafter.start import origin, start
 from edgecrafter.tasks import TASKS, Task
 from edgecrafter.train import distributed, recipes
-from edgecrafter.train.config import ARCHITECTURE, TrainConfig, input_size
+from edgecrafter.train.config import ARCHITECTURE, TrainConfig
 from edgecrafter.train.log import CSV
 from edgecrafter.train.methods import METHODS, distillers
 from edgecrafter.train.recipes import Plan
@@ -71,13 +71,12 @@ def prepared(config: TrainConfig, backbone: nn.Module | None = None) -> Begin:
         raise ValueError(f"noise={config.noise}: the denoising of {given.task.name} models knows {known}")
     training, validation = _data(config, given.task)
     options = {name: getattr(config, name) for name in ARCHITECTURE if getattr(config, name) is not None}
-    size = None if config.imgsz is None else input_size(config.imgsz)
     with torch.random.fork_rng(devices=[]), distributed.first_process_first():  # which may have to download
         torch.manual_seed(config.seed)
         network, info, lines, random_vit = start(
             given,
             training.labels,
-            size,
+            config.imgsz,
             config.weights,
             config.backbone if backbone is None else backbone,
             config.backbone_weights,
@@ -154,7 +153,7 @@ def _with_objects(found: Annotations) -> Annotations:
 
 def _crowded(training: Annotations, info: ModelInfo) -> list[str]:
     """A warning when pictures have nearly as many objects as the model has queries."""
-    many, queries = int(np.percentile(training.counts(), 99)), info.size.queries
+    many, queries = int(np.percentile(training.learnable_counts(), 99)), info.size.queries
     if many <= 0.6 * queries:
         return []
     return [

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
+from edgecrafter.geometry.sides import input_size
+
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 C = TypeVar("C", bound="TrainConfig")
 AUGMENTATIONS = ("default", "strong", "light", "none")
@@ -27,7 +29,8 @@ class TrainConfig:
     accumulate: int = 1
     """batches whose gradients are added up for one step: a large effective batch in little memory"""
     imgsz: int | list[int] | None = None
-    """input size in pixels, one number or [height, width], multiples of 32; none: the model's own"""
+    """input size in pixels, one number or [height, width], multiples of 32; models that keep the ratio of pictures take
+    limits, one number for the short side or [short, long]; none: the model's own"""
     device: str = ""
     """cpu, cuda, cuda:1 or mps; empty: a GPU if there is one. Several GPUs: start with torchrun"""
     workers: int | None = None
@@ -122,7 +125,7 @@ class TrainConfig:
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name}={value}: expected a number between 0 and 1")
         if self.imgsz is not None:
-            self.imgsz = list(input_size(self.imgsz))
+            self.imgsz = _early(self.imgsz, self.model)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as written to ``args.yaml`` and into checkpoints."""
@@ -158,13 +161,12 @@ _LEAST = {
 }  # fmt: skip
 
 
-def input_size(imgsz: int | list[int] | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) from one number or two. Raises ``ValueError`` unless both are multiples of 32."""
-    sides = (imgsz, imgsz) if isinstance(imgsz, int) else tuple(imgsz)
-    if len(sides) != 2 or any(side < 32 or side % 32 for side in sides):
-        near = [max(32, round(side / 32) * 32) for side in sides]
-        raise ValueError(f"imgsz={imgsz}: expected one or two multiples of 32, for example {near}")
-    return sides[0], sides[1]
+def _early(imgsz: int | list[int], model: str) -> int | list[int]:
+    """``imgsz`` of a model that is given by name, looked at before anything is read; of a file it is left for later."""
+    from edgecrafter import families
+
+    known = families.find(model)
+    return imgsz if known is None else list(input_size(imgsz, known.family.input.resize))
 
 
 def listed(value: list[str] | str | None) -> list[str]:

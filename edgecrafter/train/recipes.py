@@ -39,6 +39,8 @@ class Recipe:
     """whether the last epochs start from the best weights"""
     scales: int = 0
     """training at several input sizes until the last epochs: how often the own size is among them; 0: never"""
+    classic: bool = False
+    """whether pictures are augmented as for classic detectors (``Augment.classic``)"""
     norms_at_base: bool = False
     """whether the backbone's norms learn at the rate of the head"""
     decay_norms: bool = False
@@ -195,6 +197,7 @@ class Plan:
             f"  mosaic {self.augment.mosaic:g}, mixup {self.augment.mixup:g}, copy-paste {self.augment.paste:g} until"
             f" epoch {self.mosaic_until}, strong augmentation until epoch {self.plain_from}",
             *([f"  at several input sizes until epoch {self.plain_from}"] if self.scales else []),
+            *([f"  random short sides and parts until epoch {self.plain_from}"] if self.augment.shortest else []),
             f"  weights averaged with decay {self.ema:.6g} (warm-up {self.ema_warmup} steps)",
         ]
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
@@ -309,7 +312,7 @@ def _rates(
 
 
 def _augment(config: TrainConfig, recipe: Recipe) -> Augment:
-    preset = PRESETS[config.augment]
+    preset = Augment.classic() if recipe.classic and config.augment == "default" else PRESETS[config.augment]
     if config.augment == "default":
         preset = replace(preset, mosaic=recipe.mosaic, mixup=recipe.mixup)
     if config.augment in ("default", "strong"):

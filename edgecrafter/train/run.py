@@ -12,7 +12,9 @@ from torch import nn
 from edgecrafter import curves, hub
 from edgecrafter.data import loader
 from edgecrafter.data.annotations import Annotations
+from edgecrafter.data.dataset import Dataset
 from edgecrafter.evaluate import Scores, evaluate
+from edgecrafter.geometry.sides import KEEP
 from edgecrafter.infer import PRECISIONS
 from edgecrafter.tasks import TASKS, Task
 from edgecrafter.train import distributed, machine, optim
@@ -158,16 +160,19 @@ def step_of(begin: Begin, precision: str) -> SupervisedStep:
 
 
 def scales_of(begin: Begin) -> Scales:
-    """At which input sizes a run trains."""
-    plan = begin.plan
-    return Scales(begin.info.input.size, plan.scales, plan.plain_from * plan.steps, begin.config.seed)
+    """At which input sizes a run trains. Raises ``ValueError`` for pictures that have sizes of their own."""
+    plan, spec = begin.plan, begin.info.input
+    if spec.resize == KEEP:
+        raise ValueError(f"{begin.info.name} keeps the ratio of pictures: its recipe has Augment.shortest, no scales")
+    return Scales(spec.size, plan.scales, plan.plain_from * plan.steps, begin.config.seed)
 
 
 def batches_of(begin: Begin, device: torch.device) -> loader.Loader:
     """The training pictures of a run, this process' share."""
+    spec = begin.info.input
     return loader.batches(
         begin.train,
-        begin.info.input.size,
+        spec.size,
         begin.plan.batch,
         augment_of=begin.plan.augment_of,
         seed=begin.config.seed,
@@ -175,16 +180,22 @@ def batches_of(begin: Begin, device: torch.device) -> loader.Loader:
         rank=distributed.rank(),
         world=distributed.world(),
         pin=device.type == "cuda",
+        resize=spec.resize,
     )
 
 
 def _worst(begin: Begin, device: torch.device) -> Batch:
     """The largest batch that can come, for ``probe``."""
     augment, info, task = begin.plan.augment, begin.info, TASKS[begin.info.task]
-    most = int(begin.train.counts().max()) * (4 if augment.mosaic else 1) * (2 if augment.mixup else 1)
+    most = int(begin.train.learnable_counts().max()) * (4 if augment.mosaic else 1) * (2 if augment.mixup else 1)
     most = min(max(most, task.budget), MOST_OBJECTS)  # fewer objects can have fewer denoising queries
-    size = scales_of(begin).sizes()[-1] if begin.plan.scales else info.input.size
-    return worst_batch(size, begin.plan.batch, most, info.labels, device, task.truth)
+    spec = info.input
+    own = Dataset(begin.train, spec.size, resize=spec.resize).largest(augment)
+    size = scales_of(begin).sizes()[-1] if begin.plan.scales else own
+    batch = worst_batch(size, begin.plan.batch, most, info.labels, device, task.truth)
+    if spec.resize == KEEP:
+        batch.valid = torch.ones(len(batch.images), *size, dtype=torch.bool, device=device)
+    return batch
 
 
 def evaluated(network: nn.Module, begin: Begin, pictures: Annotations, precision: str) -> Scores:

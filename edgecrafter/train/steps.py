@@ -95,10 +95,11 @@ class SupervisedStep(Step):
         batch = batch.to(device)
         if self.scales is not None:
             batch = replace(batch, images=self.scales.apply(batch.images, step))
-        images = self.spec.normalise(batch.images)
+        images = self.spec.normalise(batch.images, batch.valid)
+        padded = {} if batch.valid is None else {"valid": batch.valid}
         drawn = seeded(_mixed(seed, 1), device) if self.draws else nullcontext()
         with drawn, torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            outputs = self.network(images, [group])
+            outputs = self.network(images, [group], **padded)
         self.loss.reduce_count = lambda counts: _shared_counts(counts, objects)
         with torch.autocast(images.device.type, enabled=False):
             losses: dict[str, Tensor] = self.loss(
