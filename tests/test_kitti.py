@@ -103,6 +103,7 @@ def test_what_is_read(tmp_path: Path) -> None:
 def test_regions_are_not_trained_on(tmp_path: Path) -> None:
     dataset = Dataset(formats.load(listed(tmp_path), "train"), (64, 64))
     assert [len(dataset.objects(index)) for index in range(4)] == [1, 2, 1, 0]
+    assert dataset.annotations.learnable_counts().tolist() == [1, 2, 1, 0], "what the memory is planned for"
 
 
 @pytest.mark.parametrize(

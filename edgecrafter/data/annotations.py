@@ -107,8 +107,12 @@ class Annotations:
         return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
 
     def counts(self) -> NDArray[np.int64]:
-        """Objects of each picture, [I]."""
+        """Objects of each picture, [I], crowd regions among them."""
         return np.diff(self.offsets)
+
+    def learnable_counts(self) -> NDArray[np.int64]:
+        """Objects of each picture that can be learned, [I]."""
+        return np.bincount(self.image_index()[self.learnable()], minlength=len(self))
 
     def image_index(self) -> NDArray[np.int64]:
         """The picture of each object, [N]."""
