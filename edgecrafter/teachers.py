@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from edgecrafter import hub, registry, released, vits
+from edgecrafter.distill.detector import DetectorTeacher
 from edgecrafter.distill.teacher import Teacher
 from edgecrafter.download import download
 from edgecrafter.models import foreign, libraries
 from edgecrafter.models.detector import ecvit
 from edgecrafter.models.foreign import Foreign
 from edgecrafter.models.sizes import SIZES
-from edgecrafter.types import InputSpec
+from edgecrafter.types import InputSpec, Labels
 
 
 def teacher(
@@ -44,6 +45,35 @@ def teacher(
                 f"norm=false: {given} has a vision transformer of ours, without a final norm; leave norm out"
             )
         return found
+
+
+def detector(
+    given: str | Path, weights: str = "pretrained", seed: int = 0, labels: Labels | None = None
+) -> DetectorTeacher:
+    """A whole detector as teacher: a model file, the folder of a run, or a name that has published weights.
+
+    ``weights``: ``pretrained`` (its own), or ``none``: the same network with random weights from ``seed``, as a
+    control; of a name, whatever it is, then with the classes ``labels`` (None: those of the authors' files). Raises
+    ``ValueError`` and ``FileNotFoundError`` for what is none of these.
+    """
+    if not str(given):
+        raise ValueError("no teacher given: teacher=RUN or FILE of a detector, or a name such as ecdet-l")
+    if weights not in (foreign.PRETRAINED, foreign.RANDOM):
+        raise ValueError(f"teacher_weights={weights}: expected pretrained (those of {given}) or none (random)")
+    path = hub.resolve(given)
+    if weights == foreign.PRETRAINED:
+        network, info = hub.load(given)
+        title = f"{info.name} of {_short(path)}" if path.is_file() else info.name
+        return DetectorTeacher(network, info.input, info.labels, title, info.licence)
+    if path.is_file():
+        info = hub.read(path)[1]
+    elif hub.proper(str(given)) in hub.names():
+        info = hub.described(str(given), labels)
+    else:
+        info = hub.read(hub.locate(given))[1]  # or an error that says what is known
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return DetectorTeacher(hub.build(info), info.input, info.labels, f"{info.name}, random")
 
 
 def missing(named: str, *more: str) -> FileNotFoundError:
