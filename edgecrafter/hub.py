@@ -179,7 +179,7 @@ def locate(name_or_path: str | Path) -> Path:
         return download(row)
     if proper(text) in names():
         raise ValueError(
-            f"{text} has no released weights (the size is ours): train it first, "
+            f"{text} has no released weights that could be fetched: train it first, "
             f"for example edgecrafter train --model {text} --data DATASET, and load the file that it writes"
         )
     if text.lower() in registry.TEACHERS:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from edgecrafter import hub, registry
+from edgecrafter import catalogue, hub, registry
 from edgecrafter.data import check, formats
 from edgecrafter.evaluate import Scores, evaluate
 from edgecrafter.geometry.sides import input_size
@@ -252,8 +252,7 @@ def info(model: str | Path | Model, imgsz: Side = None) -> Summary:
         return Model(*untrained(str(model).lower())).summary(imgsz)
     if hub.proper(str(model)) in hub.names():
         network, found = hub.create(str(model))
-        row = registry.find(found.name)
-        licence = row.licence if row else "none published, the size is ours"
+        licence = next(entry.licence for entry in catalogue.models() if entry.name == found.name)
         return Model(network, replace(found, licence=licence)).summary(imgsz)
     return load(model, "cpu").summary(imgsz)
 

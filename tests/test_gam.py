@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -350,3 +351,18 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     assert first["simple"]["share"] == pytest.approx(share, rel=1e-3)
     assert first["simple"]["weight"] == pytest.approx(float(alone.weight), rel=1e-3)
     assert first["simple"]["weight"] != 2
+
+
+def test_a_share_out_of_reach_is_spoken_of() -> None:
+    """A weight that only grows drowns the detection: said once it is far from where it began."""
+    method = dsi(gam="released", rho=5.0, weight=2.0)
+    method.weight.fill_(60.0)
+    method.total.fill_(1.0)
+    method.steps.fill_(1.0)
+    with pytest.warns(UserWarning, match="rho=5 is out of reach"):
+        method.end_epoch(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # within its band nothing is said
+        method.total.fill_(5.0)
+        method.steps.fill_(1.0)
+        method.end_epoch(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -79,6 +80,8 @@ class DSIOptions:
 
 STATIC = 20.0
 """the best fixed weight of Table 6"""
+RUNAWAY = 50
+"""so many times its first value a weight may be before a share that is still too small is spoken of (ours)"""
 
 
 class DSI(Distiller):
@@ -149,6 +152,12 @@ class DSI(Distiller):
                 if self.rule == "paper"
                 else gam.released(weight, share, self.band, ended)
             )
+            if share < self.band.low and new > RUNAWAY * self.first:
+                warnings.warn(
+                    f"GAM: the AIFI has {share:.2g} % of the gradients even with weight {weight:.3g}; rho={self.band.rho:g} "
+                    "is out of reach, and a weight that only grows drowns the detection. Choose a smaller rho",
+                    stacklevel=2,
+                )
         for name, value in (("weight", new), ("total", 0.0), ("steps", 0.0)):
             getattr(self, name).fill_(value)
         return {"dsi/weight": weight, "dsi/share": share}
