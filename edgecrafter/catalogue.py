@@ -9,12 +9,14 @@ from typing import Any
 from edgecrafter import registry
 
 OURS = "a size of our own: no weights are published, train it on your data"
-HOSTS = "an architecture that RT-DETRv4 is compared with: we read no weights of its authors, train it on your data"
+OTHERS = "an architecture of others: we read no weights of its authors, train it on your data"
+FOREIGN = ("deim", "dfine", "rtdetrv2", "dab-detr", "deformable-detr", "dino")
+"""families of such"""
 TASKS = {
-    **dict.fromkeys(("ecdet", "rtdetrv4", "deim", "dfine", "rtdetrv2"), "detect"),
+    **dict.fromkeys(("ecdet", "rtdetrv4", *FOREIGN), "detect"),
     **{"ecinsseg": "segment", "ecpose": "pose", "ecvit": "backbone", "ecteacher": "teacher"},
 }
-"""first word of a name -> what it is for; other names are backbones"""
+"""a name without its size -> what it is for; other names are backbones"""
 
 # fmt: off
 PARAMETERS = {
@@ -27,6 +29,9 @@ PARAMETERS = {
     "deim-l": 31_289_848, "deim-x": 62_715_480, "dfine-s": 10_321_877, "dfine-m": 19_590_064,
     "dfine-l": 31_289_848, "dfine-x": 62_715_480, "rtdetrv2-r18": 20_180_240, "rtdetrv2-r34": 31_437_444,
     "rtdetrv2-r50": 42_944_620, "rtdetrv2-r101": 76_661_740,
+    "dab-detr-r18": 30_987_474, "dab-detr-r50": 43_668_690, "dab-detr-r101": 62_608_594,
+    "deformable-detr-r18": 24_317_626, "deformable-detr-r50": 40_832_698, "deformable-detr-r101": 59_772_602,
+    "dino-r18": 31_135_500, "dino-r50": 47_650_572, "dino-r101": 66_590_476,
     "ecvit-p": 726_156, "ecvit-n": 2_476_944, "ecvit-t": 5_557_464, "ecvit-t+": 9_866_016,
     "ecvit-s": 22_167_216, "ecvit-s+": 29_254_320, "ecteacher-s": 32_385_838, "ecteacher-b": 106_623_790,
     "dinov3-s": 21_586_944, "dinov3-b": 85_641_216, "dinov3-l": 303_079_424, "dinov2-s": 22_056_192,
@@ -98,7 +103,7 @@ def table(entries: Sequence[Entry]) -> str:
 
 
 def _entry(name: str, parameters: int) -> Entry:
-    task = TASKS.get(name.partition("-")[0], "backbone")
+    task = TASKS.get(name.rpartition("-")[0], "backbone")
     row, source, teacher = registry.find(name), registry.BACKBONES.get(name), registry.TEACHERS.get(name)
     if row is not None:
         digest = row.sha256 or "unknown"
@@ -108,5 +113,5 @@ def _entry(name: str, parameters: int) -> Entry:
     if teacher is not None:
         use = registry.BACKBONES[teacher[1]].commercial_use
         return Entry(name, task, parameters, None, registry.licence_of(name), use, "", "")
-    text = HOSTS if name.startswith(("deim-", "dfine-", "rtdetrv2-")) else OURS
+    text = OTHERS if name.rpartition("-")[0] in FOREIGN else OURS
     return Entry(name, task, parameters, None, text, "yes", "", "")

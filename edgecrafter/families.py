@@ -8,7 +8,17 @@ from typing import NamedTuple
 
 from edgecrafter import registry
 from edgecrafter.models import official
-from edgecrafter.models.sizes import DEIM, DFINE, RTDETRV2, RTDETRV4, SIZES, Size
+from edgecrafter.models.sizes import (
+    DAB,
+    DEFORMABLE,
+    DEIM,
+    DFINE,
+    DINO,
+    RTDETRV2,
+    RTDETRV4,
+    SIZES,
+    Size,
+)
 from edgecrafter.tasks import DETECT, TASKS, Task
 from edgecrafter.types import InputSpec
 
@@ -18,6 +28,10 @@ UNIT = InputSpec(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 PLAIN = InputSpec()
 PROJECTOR = official.TRAINING + "0.weight"
+
+
+PADDED = InputSpec(size=(800, 1333), resize="keep")
+"""pictures keep their aspect ratio"""
 
 
 @dataclass(frozen=True)
@@ -73,6 +87,9 @@ FAMILIES = {
         Family("deim", DETECT, DEIM, UNIT, sign=None),
         Family("dfine", DETECT, DFINE, UNIT, sign=None),
         Family("rtdetrv2", DETECT, RTDETRV2, UNIT, sign=None),
+        Family("dab-detr", DETECT, DAB, PADDED, sign=None),
+        Family("deformable-detr", DETECT, DEFORMABLE, PADDED, sign=None),
+        Family("dino", DETECT, DINO, PADDED, sign=None),
     )
 }
 """A further family is one more line."""
@@ -80,7 +97,7 @@ FAMILIES = {
 
 def find(name: str) -> Known | None:
     """What a model name such as ``ecdet-s`` means; None when it means nothing."""
-    prefix, _, size = name.lower().partition("-")
+    prefix, _, size = name.lower().rpartition("-")
     for family in FAMILIES.values():
         if prefix in (family.prefix, *family.aliases) and size in family.sizes:
             return Known(family.task, size, family)

@@ -17,8 +17,9 @@ from edgecrafter.families import Known
 from edgecrafter.files import written_beside
 from edgecrafter.geometry.sides import KEEP
 from edgecrafter.models import foreign, libraries, official
-from edgecrafter.models.detector import Detector, detector
+from edgecrafter.models.detector import detector
 from edgecrafter.models.foreign import Foreign
+from edgecrafter.models.network import Detector
 from edgecrafter.models.sizes import Size
 from edgecrafter.tasks import TASKS
 from edgecrafter.types import InputSpec, Labels, Skeleton

@@ -17,8 +17,8 @@ from edgecrafter.evaluate import Scores, evaluate
 from edgecrafter.geometry.sides import input_size
 from edgecrafter.hub import ModelInfo
 from edgecrafter.infer import choose_device
-from edgecrafter.models.detector import Detector
 from edgecrafter.models.fuse import fuse
+from edgecrafter.models.network import Detector
 from edgecrafter.predict import Predictor, Source
 from edgecrafter.results import Result
 from edgecrafter.start import untrained

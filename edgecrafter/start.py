@@ -25,8 +25,8 @@ from edgecrafter.hub import (
     resolve,
 )
 from edgecrafter.models import foreign, libraries, official
-from edgecrafter.models.detector import Detector
 from edgecrafter.models.foreign import Foreign
+from edgecrafter.models.network import Detector
 from edgecrafter.models.sizes import Size
 from edgecrafter.tasks import TASKS, Task
 from edgecrafter.types import InputSpec, Labels

@@ -13,7 +13,7 @@ from edgecrafter.models.fuse import fuse
 
 if TYPE_CHECKING:
     from edgecrafter.hub import ModelInfo
-    from edgecrafter.models.detector import Detector
+    from edgecrafter.models.network import Detector
 
 PARTS = {
     "stem": "backbone.vit.stem",

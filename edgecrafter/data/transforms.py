@@ -82,8 +82,8 @@ class Augment:
         return replace(self, mosaic=0.0, mixup=0.0, paste=0.0)
 
     def gentle(self) -> Augment:
-        """Only the flip is left: the last epochs of a training (Table 10)."""
-        return Augment(flip=self.flip)
+        """Only the flip is left: the last epochs of a training (Table 10). Classic detectors keep their short sides."""
+        return Augment(flip=self.flip, shortest=self.shortest)
 
 
 Augment.NONE = Augment()

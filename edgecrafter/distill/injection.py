@@ -154,8 +154,9 @@ class DSI(Distiller):
             )
             if share < self.band.low and new > RUNAWAY * self.first:
                 warnings.warn(
-                    f"GAM: the AIFI has {share:.2g} % of the gradients even with weight {weight:.3g}; rho={self.band.rho:g} "
-                    "is out of reach, and a weight that only grows drowns the detection. Choose a smaller rho",
+                    f"GAM: the AIFI has {share:.2g} % of the gradients even with weight {weight:.3g}; rho="
+                    f"{self.band.rho:g} is out of reach, and a weight that only grows drowns the detection. Choose a "
+                    "smaller rho",
                     stacklevel=2,
                 )
         for name, value in (("weight", new), ("total", 0.0), ("steps", 0.0)):

@@ -42,13 +42,18 @@ DETECT = (
 )
 """EdgeCrafter, Table 10."""
 
+PLAIN = (Term("l1", terms.l1, 5.0), Term("giou", terms.giou, 2.0))
+"""of decoders without edges: every layer is held against its own assignment"""
+
 CRITERIA: dict[str, tuple[Term, ...]] = {
     "mal": DETECT,
     "vfl": (Term("vfl", terms.vfl, 1.0), *DETECT[1:]),
-    "plain": (Term("vfl", terms.vfl, 1.0), Term("l1", terms.l1, 5.0), Term("giou", terms.giou, 2.0)),
+    "plain": (Term("vfl", terms.vfl, 1.0), *PLAIN),
+    "focal": (Term("focal", terms.focal, 1.0), *PLAIN),
+    "focal2": (Term("focal", terms.focal, 2.0), *PLAIN),
 }
-"""name in a size's row -> its loss table: EdgeCrafter, RT-DETRv4 and DEIM; D-FINE; RT-DETRv2, which has no edges and
-holds every layer against its own assignment"""
+"""name in a size's row -> its loss table: EdgeCrafter, RT-DETRv4 and DEIM; D-FINE; RT-DETRv2; DAB-DETR and DINO;
+Deformable DETR"""
 
 DETECT_COSTS = (Cost(matching.classes, 2.0), Cost(matching.l1, 5.0), Cost(matching.giou, 2.0))
 """As released."""

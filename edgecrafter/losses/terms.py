@@ -39,6 +39,16 @@ def vfl(view: View, truth: Truth, pairs: Match, count: Tensor) -> Tensor:
     return varifocal(view.layer.logits.float(), truth, pairs, quality, alpha=0.75) / count
 
 
+def focal(view: View, truth: Truth, pairs: Match, count: Tensor) -> Tensor:
+    """Focal classification (Lin et al. 2017; alpha 0.25, gamma 2): a match should score 1 (Deformable DETR, DINO)."""
+    logits = view.layer.logits.float()
+    place = (pairs.image, pairs.query, truth.labels[truth.index(pairs)])
+    target = torch.zeros_like(logits).index_put_(place, torch.ones_like(logits[place]))
+    p = logits.sigmoid()
+    wrong = (target - p).abs().square() * torch.where(target > 0, 0.25, 0.75)
+    return (F.binary_cross_entropy_with_logits(logits, target, reduction="none") * wrong).sum() / count
+
+
 def varifocal(logits: Tensor, truth: Truth, pairs: Match, quality: Tensor, alpha: float) -> Tensor:
     """Varifocal loss of logits [B, Q, C], summed; ``quality`` [P] is what the matched class should score and how much
     it counts, every other entry counts ``alpha`` times its score squared."""

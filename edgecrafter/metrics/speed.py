@@ -38,7 +38,7 @@ def flops(network: nn.Module, size: tuple[int, int] = (640, 640)) -> Flops:
     Runs a copy of the network on torch's meta device: shapes only. Norms, activations, softmax and sampling are not
     counted. The published numbers are of the deploy form at 640 x 640 (``models.fuse``).
     """
-    shadow = copy.deepcopy(network).to("meta").eval()
+    shadow = copy.deepcopy(network).to("meta").eval().requires_grad_(False)
     counter, attention = FlopCounterMode(display=False), _Attention()
     with torch.no_grad(), attention, counter:
         answer = shadow(torch.empty(1, 3, *size, device="meta"))

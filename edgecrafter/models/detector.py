@@ -1,45 +1,23 @@
-"""The whole network: backbone, hybrid encoder, decoder."""
+"""The network of a size: its parts, put together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import nn
 
 from edgecrafter.models.decoder import Decoder
+from edgecrafter.models.detr.detector import DECODERS as CLASSIC
+from edgecrafter.models.detr.detector import classic
 from edgecrafter.models.encoder import HybridEncoder
 from edgecrafter.models.foreign import Foreign
 from edgecrafter.models.mask_head import MaskHead
+from edgecrafter.models.network import Detector
 from edgecrafter.models.plain_decoder import PlainDecoder
 from edgecrafter.models.pose_decoder import PoseDecoder
 from edgecrafter.models.pyramid import Backbone, Projections, Pyramid
 from edgecrafter.models.sizes import Size
 from edgecrafter.models.vit import ECViT
-from edgecrafter.types import Outputs, QueryGroup
-
-STRIDE = 32
-"""Input sides must be multiples of this."""
-
-
-class Detector(nn.Module):
-    """Normalised images [B, 3, H, W] -> ``Outputs``. H and W may be any multiple of 32, in training and evaluation."""
-
-    def __init__(self, backbone: nn.Module, encoder: nn.Module, decoder: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.encoder = encoder
-        self.decoder = decoder
-
-    def forward(self, images: Tensor, groups: Sequence[QueryGroup] = ()) -> Outputs:
-        if images.shape[2] % STRIDE or images.shape[3] % STRIDE:
-            raise ValueError(
-                f"input of {images.shape[2]} x {images.shape[3]} pixels: both must be multiples of {STRIDE}"
-            )
-        features = self.backbone(images)
-        memory, attended = self.encoder(features)
-        outputs: Outputs = self.decoder(memory, groups)
-        outputs.features, outputs.aifi = features, attended
-        return outputs
 
 
 def ecvit(size: Size) -> ECViT:
@@ -51,6 +29,9 @@ def ecvit(size: Size) -> ECViT:
 
 def detector(size: Size, decoder: nn.Module, foreign: Foreign | None = None) -> Detector:
     """The network of one size around a decoder; ``foreign`` takes the place of its ViT."""
+    if size.arch in CLASSIC:
+        assert foreign is not None
+        return classic(size, decoder, foreign)
     pyramid: nn.Module
     if foreign is not None and not foreign.plain:
         pyramid = Projections(foreign.facts.widths, size.width)
@@ -82,18 +63,28 @@ def _refining(size: Size, classes: int, masks: nn.Module | None) -> nn.Module:
     )
 
 
-def _plain(size: Size, classes: int, masks: nn.Module | None) -> nn.Module:
-    if masks is not None:
-        raise ValueError(f"arch={size.arch!r} has boxes only: its decoder takes no mask head")
+def _plain(size: Size, classes: int) -> nn.Module:
     width = size.dec_width or size.width
     return PlainDecoder(classes, width, size.det_ffn, size.det_layers, size.queries, size.width)
+
+
+def _boxes_only(make: Callable[[Size, int], nn.Module]) -> Callable[[Size, int, nn.Module | None], nn.Module]:
+    """A decoder that takes no mask head."""
+
+    def made(size: Size, classes: int, masks: nn.Module | None) -> nn.Module:
+        if masks is not None:
+            raise ValueError(f"arch={size.arch!r} has boxes only: its decoder takes no mask head")
+        return make(size, classes)
+
+    return made
 
 
 DECODERS: dict[str, Callable[[Size, int, nn.Module | None], nn.Module]] = {
     "ec": _refining,
     "rt": _refining,
     "dfine": _refining,
-    "rtdetrv2": _plain,
+    "rtdetrv2": _boxes_only(_plain),
+    **{arch: _boxes_only(make) for arch, make in CLASSIC.items()},
 }
 """``Size.arch`` -> its decoder of boxes"""
 

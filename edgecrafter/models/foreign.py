@@ -77,8 +77,9 @@ class Foreign(nn.Module):
             size = (H // 16 * self.facts.stride, W // 16 * self.facts.stride)
             images = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
         maps = self.read(self.network, images, self.keep)
-        wanted = [(H // s, W // s) for s in ([16] * len(maps) if self.plain else LEVELS)]
-        return [_fitted(each, size) for each, size in zip(maps, wanted, strict=True)]
+        if not self.plain:
+            return maps  # a hierarchy's own: for sides that are no multiples of 32 they are rounded up
+        return [_fitted(each, (H // 16, W // 16)) for each in maps]
 
     def features(self, images: Tensor, keep: int) -> list[Tensor]:
         """The last ``keep`` maps on the backbone's own grid, as a teacher gives them; of a hierarchy, the one of stride

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-from edgecrafter.models.detector import Detector
+from edgecrafter.models.network import Detector
 
 
 @runtime_checkable

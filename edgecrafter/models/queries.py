@@ -131,7 +131,7 @@ def divided(
     outputs: Outputs,
     counts: Sequence[int],
     groups: Sequence[QueryGroup],
-    proposals: LayerOutput,
+    proposals: LayerOutput | None,
     memory: Sequence[Tensor],
 ) -> Outputs:
     """Outputs of all queries -> those of the network's own queries, which hold those of each group."""

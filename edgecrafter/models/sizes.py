@@ -57,6 +57,13 @@ class Size:
     """width of the decoder where it is another one than the encoder's"""
     curvature: float = 4.0
     """``c`` of the box edges: the larger, the finer (``geometry.bins``)"""
+    enc_layers: int = 1
+    """layers of the encoder (classic detectors)"""
+    levels: int = 3
+    """levels of the memory (classic detectors)"""
+    dropout: float = 0.0
+    frozen: bool = False
+    """whether norms, stem and first stage of a convolutional backbone stay as they are (classic detectors)"""
     ours: bool = False
     """true for rows that are not of a paper"""
 
@@ -124,6 +131,19 @@ RTDETRV2 = {
     "r101": _rt("resnet101d", 384, 3, 6, width=384, enc_ffn=2048, dec_width=256, **_V2),
 }
 """RT-DETRv2, another host: its own fusion and decoder (``models.plain_decoder``)"""
+
+
+def _classic(depth: int, **more: Any) -> Size:
+    """A row of a classic detector around a ResNet."""
+    plain: dict[str, Any] = {"enc_layers": 6, "levels": 4, "frozen": True}
+    return _rt(f"resnet{depth}.tv_in1k", 0, 0, 6, **{**plain, **more})
+
+
+_DEPTHS = (18, 50, 101)
+DAB = {f"r{n}": _classic(n, arch="dab", criterion="focal", levels=1, enc_ffn=2048, det_ffn=2048) for n in _DEPTHS}
+DEFORMABLE = {f"r{n}": _classic(n, arch="deformable", criterion="focal2", dropout=0.1) for n in _DEPTHS}
+DINO = {f"r{n}": _classic(n, arch="dino", criterion="focal", enc_ffn=2048, det_ffn=2048, queries=900) for n in _DEPTHS}
+"""The classic detectors of CLoCKDistill in their standard settings (``models.detr``)"""
 
 VITS = {"p": "p", "n": "n", "t": "s", "t+": "m", "s": "l", "s+": "x"}
 """Names of the ViTs, ecvit-t and so on as in the paper, and the rows that use them; p and n are ours."""

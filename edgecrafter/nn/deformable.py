@@ -38,6 +38,15 @@ class _Deformable(nn.Module):
         nn.init.zeros_(self.weights.weight)
         nn.init.zeros_(self.weights.bias)
 
+    def per_point(self, places: Tensor) -> Tensor:
+        """Places [B, Q, n], or of each level [B, Q, L, n], for every point: [B, Q, 1, 1 or points, n]."""
+        if places.dim() == 3:
+            return places[:, :, None, None]
+        levels = places.unbind(2)
+        return torch.stack([level for level, n in zip(levels, self.points, strict=True) for _ in range(n)], 2)[
+            :, :, None
+        ]
+
     def read(self, query: Tensor, places: Tensor, values: Sequence[Tensor]) -> Tensor:
         """query [B, Q, D], places [B, Q, heads, points, 2] in 0..1, values of ``split_heads`` -> [B, Q, D]."""
         B, Q, D = query.shape
@@ -56,21 +65,22 @@ class DeformableAttention(_Deformable):
         self.register_buffer("scale", torch.cat([torch.full((n,), 1 / n) for n in points]))
 
     def forward(self, query: Tensor, boxes: Tensor, values: Sequence[Tensor]) -> Tensor:
-        """query [B, Q, D], boxes [B, Q, 4] cxcywh, values of ``split_heads`` -> [B, Q, D]."""
+        """query [B, Q, D], boxes [B, Q, 4] cxcywh (or one per level, [B, Q, L, 4]), values of ``split_heads`` -> [B, Q,
+        D]."""
         offsets = self.offsets(query).unflatten(-1, (self.heads, -1, 2)) * self.scale[:, None]  # type: ignore[index]
-        places = boxes[:, :, None, None, :2] + offsets * boxes[:, :, None, None, 2:] * 0.5
-        return self.read(query, places, values)
+        around = self.per_point(boxes)
+        return self.read(query, around[..., :2] + offsets * around[..., 2:] * 0.5, values)
 
 
 class PointAttention(_Deformable):
     """The points lie around the query's own point, in units of each level's cells."""
 
     def forward(self, query: Tensor, centres: Tensor, values: Sequence[Tensor]) -> Tensor:
-        """query [B, Q, D], centres [B, Q, 2], values of ``split_heads`` -> [B, Q, D]."""
+        """query [B, Q, D], centres [B, Q, 2] or of each level [B, Q, L, 2], values of ``split_heads`` -> [B, Q, D]."""
         cells = [(value.shape[3], value.shape[2]) for value in values]
         sides = on_device([side for cell, n in zip(cells, self.points, strict=True) for side in cell * n], query.device)
         offsets = self.offsets(query).unflatten(-1, (self.heads, -1, 2)) / sides.view(-1, 2)
-        return self.read(query, centres[:, :, None, None] + offsets, values)
+        return self.read(query, self.per_point(centres) + offsets, values)
 
 
 class Projected(nn.Module):
@@ -85,9 +95,16 @@ class Projected(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, query: Tensor, places: Tensor, memory: Sequence[Tensor]) -> Tensor:
-        """query [B, Q, D], places as ``points`` wants them, memory levels [B, D, h, w] each -> [B, Q, D]."""
+    def forward(
+        self, query: Tensor, places: Tensor, memory: Sequence[Tensor], masks: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """query [B, Q, D], places as ``points`` wants them, memory levels [B, D, h, w] each -> [B, Q, D].
+
+        ``masks`` [B, h, w] bool: tokens that are no picture give zeros.
+        """
         levels = [self.value(level.flatten(2).mT).mT.unflatten(2, level.shape[2:]) for level in memory]
+        if masks is not None:
+            levels = [level * mask[:, None] for level, mask in zip(levels, masks, strict=True)]
         return self.output(self.points(query, places, split_heads(levels, self.points.heads)))  # type: ignore[no-any-return]
 
 

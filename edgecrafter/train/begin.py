@@ -17,7 +17,7 @@ from edgecrafter.data.annotations import Annotations
 from edgecrafter.distill.base import Distiller
 from edgecrafter.hub import ModelInfo
 from edgecrafter.models import foreign
-from edgecrafter.models.detector import Detector
+from edgecrafter.models.network import Detector
 from edgecrafter.start import origin, start
 from edgecrafter.tasks import TASKS, Task
 from edgecrafter.train import distributed, recipes

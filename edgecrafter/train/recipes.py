@@ -74,6 +74,13 @@ _V2: dict[str, Any] = {
 
 # EdgeCrafter, Tables 10 to 12; clip, EMA and warm-up as in the released training. Rows p and n are ours: they start
 # from random weights, so backbone and head learn at one rate, and they are meant for small data on small machines.
+# MMDetection's standard settings (spec of CLoCKDistill, 4.3): a constant rate, a tenth of it in the last epochs.
+_DEPTHS = ("r18", "r50", "r101")
+_CLASSIC: dict[str, Any] = {
+    "mosaic": 0.0, "mixup": 0.0, "weight_decay": 1e-4, "gamma": 0.1, "warmup": 0, "ema": 0.0, "reload_best": False,
+    "classic": True,
+}  # fmt: skip
+
 RECIPES: dict[str, dict[str, Recipe]] = {
     "ecdet": {
         "p": Recipe(74, 36, 0.5, 0.0, 1e-3, 1e-4, lr=1e-3, batch=16, ours=True),
@@ -113,6 +120,13 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "r50": Recipe(72, **_V2),
         "r101": Recipe(72, **_V2),
     },
+    "dab-detr": dict.fromkeys(
+        _DEPTHS, Recipe(50, 40, backbone_lr=1e-5, lr=1e-4, batch=16, plain_epochs=10, **_CLASSIC)
+    ),
+    "deformable-detr": dict.fromkeys(
+        _DEPTHS, Recipe(50, 40, backbone_lr=2e-5, lr=2e-4, batch=32, plain_epochs=10, **_CLASSIC)
+    ),
+    "dino": dict.fromkeys(_DEPTHS, Recipe(12, 11, backbone_lr=1e-5, lr=1e-4, batch=16, plain_epochs=1, **_CLASSIC)),
 }
 WARMUP_EPOCHS = 3
 
@@ -205,7 +219,7 @@ class Plan:
 
 def recipe_for(name: str) -> Recipe:
     """The row of a model such as ``ecdet-s``. Raises ``ValueError`` that lists the known ones."""
-    family, _, size = name.partition("-")
+    family, _, size = name.rpartition("-")
     try:
         return RECIPES[family][size]
     except KeyError:

@@ -63,7 +63,9 @@ class SupervisedStep(Step):
         self.loss = loss or task.loss(labels, SIZES["s"])
         self.task, self.labels, self.spec = task, labels, spec
         self.seed, self.dtype = seed, PRECISIONS[precision]
-        self.budget = task.budget if budget is None else budget
+        # a decoder without a table of labels cannot be asked for noisy copies
+        asks = hasattr(network.get_submodule("decoder"), "groups")
+        self.budget = (task.budget if budget is None else budget) if asks else 0
         assert noise in task.noises
         self.noise = noise
         others = [part for part in network.modules() if isinstance(part, Foreign)]
