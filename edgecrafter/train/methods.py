@@ -9,9 +9,12 @@ from typing import Any
 import torch
 
 from edgecrafter.distill.base import Distiller, Student
+from edgecrafter.distill.fgd import FGD, FGDOptions
+from edgecrafter.distill.fitnet import FitNet, FitNetOptions
 from edgecrafter.distill.injection import DSI, DSIOptions
+from edgecrafter.distill.mgd import MGD, MGDOptions
 from edgecrafter.hub import ModelInfo
-from edgecrafter.teachers import teacher
+from edgecrafter.teachers import detector, teacher
 from edgecrafter.train import words
 from edgecrafter.train.config import TrainConfig, unknown
 from edgecrafter.train.recipes import Plan
@@ -22,7 +25,24 @@ def _dsi(options: DSIOptions, student: Student, seed: int) -> DSI:
     return DSI(options, teacher(options.teacher, blocks, options.norm, options.teacher_weights, seed), student)
 
 
-METHODS: dict[str, tuple[type[Any], Callable[[Any, Student, int], Distiller]]] = {"dsi": (DSIOptions, _dsi)}
+def _fitnet(options: FitNetOptions, student: Student, seed: int) -> FitNet:
+    return FitNet(options, detector(options.teacher, options.teacher_weights, seed), student)
+
+
+def _fgd(options: FGDOptions, student: Student, seed: int) -> FGD:
+    return FGD(options, detector(options.teacher, options.teacher_weights, seed), student)
+
+
+def _mgd(options: MGDOptions, student: Student, seed: int) -> MGD:
+    return MGD(options, detector(options.teacher, options.teacher_weights, seed), student, seed)
+
+
+METHODS: dict[str, tuple[type[Any], Callable[[Any, Student, int], Distiller]]] = {
+    "dsi": (DSIOptions, _dsi),
+    "fitnet": (FitNetOptions, _fitnet),
+    "fgd": (FGDOptions, _fgd),
+    "mgd": (MGDOptions, _mgd),
+}
 """name -> the dataclass of its options, and what makes it"""
 
 
