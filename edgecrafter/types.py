@@ -223,6 +223,10 @@ class QueryGroup:
     """... and the model's own queries (denoising); False: nothing else (distillation probes)"""
     content: Tensor | None = None
     """[B, G, D]; None: from the label table"""
+    from_memory: bool = False
+    """whether contents are the network's own memory at the boxes, for networks whose queries are made of it"""
+    valid: Tensor | None = None
+    """[B, G] bool, false for padding, which no other query sees; None: there is none"""
     position: Tensor | None = None
     """[B, G, D], for decoders whose positions are learned and not made of boxes"""
     keypoints: Tensor | None = None

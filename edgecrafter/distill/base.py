@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from edgecrafter.models.sizes import Size
-from edgecrafter.types import Batch, Outputs
+from edgecrafter.types import Batch, Labels, Outputs, QueryGroup
+
+NO_LABELS = Labels(("object",))
 
 
 class Student(NamedTuple):
@@ -21,6 +24,7 @@ class Student(NamedTuple):
     """height, width of the input in pixels"""
     stop: int
     """the first epoch without strong augmentation, counted from 0"""
+    labels: Labels = NO_LABELS
 
 
 class Distiller(nn.Module):
@@ -38,9 +42,17 @@ class Distiller(nn.Module):
     def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
         """Moves what is no module; ``dtype`` is that of autocast."""
 
+    def probes(self, batch: Batch) -> list[QueryGroup]:
+        """Questions for the student's decoder, before it sees the batch (on the device); they must see nothing else."""
+        return []
+
     def forward(self, student: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Weighted losses of a batch, whose images are those that the student saw, uint8 on the device."""
+        """Weighted losses of a batch, whose images are those that the student saw, uint8 on the device. The groups of
+        ``student`` are its answers to the ``probes``."""
         raise NotImplementedError
+
+    mean: Callable[[Tensor], Tensor] = staticmethod(lambda value: value)
+    """mean over the processes, set by the training step"""
 
     def after_backward(self, network: nn.Module) -> None:
         """Called in every step that will be taken, when the gradients of all parts and processes are there."""

@@ -56,7 +56,8 @@ def allowed_pairs(groups: Sequence[QueryGroup], own: int, device: torch.device) 
     """Who may look at whom, [T, T] bool; None when all may look at all.
 
     The network's own queries see themselves only. A group's query sees its segment, and the own queries if its group
-    says so. The same rule serves detection, pose and distillation probes.
+    says so. The same rule serves detection, pose and distillation probes. Where a group has padding, it is one mask per
+    image, [B, 1, T, T]: padding is seen by itself only.
     """
     if not sum(group.labels.shape[1] for group in groups):
         return None
@@ -68,7 +69,14 @@ def allowed_pairs(groups: Sequence[QueryGroup], own: int, device: torch.device) 
         first += len(group.segment)  # at least the number of its segments, known without asking the device
     segment = torch.cat([*segments, torch.full((own,), -1, device=device)])
     see = torch.cat([*sees, torch.ones(own, dtype=torch.bool, device=device)])
-    return (segment[:, None] == segment[None]) | (see[:, None] & (segment == -1)[None])
+    pairs = (segment[:, None] == segment[None]) | (see[:, None] & (segment == -1)[None])
+    if all(group.valid is None for group in groups):
+        return pairs
+    images = len(groups[0].labels)
+    here = [torch.ones_like(g.labels, dtype=torch.bool) if g.valid is None else g.valid for g in groups]
+    real = torch.cat([*here, torch.ones(images, own, dtype=torch.bool, device=device)], dim=1)
+    itself = torch.eye(len(segment), dtype=torch.bool, device=device)
+    return ((pairs & real[:, None]) | itself)[:, None]
 
 
 class GroupEmbedding(nn.Module):
@@ -80,7 +88,7 @@ class GroupEmbedding(nn.Module):
 
     def forward(self, groups: Sequence[QueryGroup]) -> tuple[list[Tensor], list[Tensor]]:
         """Contents [B, G, D] and boxes [B, G, 4]. A group without queries still ties the table to the graph."""
-        contents = [self.table(g.labels) if g.content is None else g.content for g in groups]
+        contents = [self.table(g.labels) if g.content is None else g.content for g in groups]  # replaced from_memory
         # through the logit and back, as in the released model: boxes are kept 1e-5 away from 0 and 1
         boxes = [inverse_sigmoid(g.boxes, EPS_BOX).sigmoid() for g in groups]
         return contents, boxes
@@ -113,6 +121,9 @@ def select(
     boxes = (box(content) + anchor[chosen]).float().sigmoid()
     proposals = LayerOutput(pick(logits, chosen), boxes)
     contents, group_boxes = embed(groups)
+    for i, group in enumerate(groups):
+        if group.from_memory:
+            contents[i] = pick(tokens, cells(group.boxes, shapes)).detach()
     found = Queries(
         content=torch.cat([*contents, content.detach()], dim=1),
         places=torch.cat([*group_boxes, boxes.detach()], dim=1),
@@ -120,6 +131,20 @@ def select(
         counts=[*(g.labels.shape[1] for g in groups), count],
     )
     return found, proposals
+
+
+def cells(boxes: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
+    """The memory token at the centre of each box [B, G, 4], on the level whose anchors are nearest
+    to it in size; [B, G] int64 in the order of the levels."""
+    width, height = boxes[..., 2], boxes[..., 3]
+    wanted = (width * height).clamp(min=1e-8).sqrt().log2()
+    anchors = torch.tensor([ANCHOR_SIZE * 2.0**level for level in range(len(shapes))], device=boxes.device).log2()
+    level = (wanted[..., None] - anchors).abs().argmin(-1)
+    h, w = (torch.tensor([shape[i] for shape in shapes], device=boxes.device)[level] for i in (0, 1))
+    first = torch.tensor([0, *(a * b for a, b in shapes)], device=boxes.device).cumsum(0)[level]
+    x = (boxes[..., 0] * w).long().clamp(min=0).minimum(w - 1)
+    y = (boxes[..., 1] * h).long().clamp(min=0).minimum(h - 1)
+    return first + y * w + x
 
 
 def pick(x: Tensor, index: Tensor) -> Tensor:

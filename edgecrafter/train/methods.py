@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from edgecrafter.distill.base import Distiller, Student
+from edgecrafter.distill.clock import Clock, ClockOptions, KDDETROptions
 from edgecrafter.distill.fgd import FGD, FGDOptions
 from edgecrafter.distill.fitnet import FitNet, FitNetOptions
 from edgecrafter.distill.injection import DSI, DSIOptions
@@ -37,11 +38,21 @@ def _mgd(options: MGDOptions, student: Student, seed: int) -> MGD:
     return MGD(options, detector(options.teacher, options.teacher_weights, seed), student, seed)
 
 
+def _clock(options: ClockOptions, student: Student, seed: int) -> Clock:
+    return Clock(options, detector(options.teacher, options.teacher_weights, seed, student.labels), student, seed)
+
+
+def _kd_detr(options: KDDETROptions, student: Student, seed: int) -> Clock:
+    return _clock(options.as_clock(), student, seed)
+
+
 METHODS: dict[str, tuple[type[Any], Callable[[Any, Student, int], Distiller]]] = {
     "dsi": (DSIOptions, _dsi),
     "fitnet": (FitNetOptions, _fitnet),
     "fgd": (FGDOptions, _fgd),
     "mgd": (MGDOptions, _mgd),
+    "clock": (ClockOptions, _clock),
+    "kd-detr": (KDDETROptions, _kd_detr),
 }
 """name -> the dataclass of its options, and what makes it"""
 
@@ -51,7 +62,7 @@ def distillers(config: TrainConfig, info: ModelInfo, plan: Plan) -> list[Distill
 
     Raises ``ValueError`` and ``FileNotFoundError`` for methods, options and teachers that are not known.
     """
-    student = Student(info.name, info.size, info.input.size, plan.plain_from)
+    student = Student(info.name, info.size, info.input.size, plan.plain_from, info.labels)
     found = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,8 @@ class SupervisedStep(Step):
         super().__init__()
         self.network = network
         self.distillers = nn.ModuleList(distillers)
+        for distiller in distillers:
+            distiller.mean = distributed.mean
         self.scales = scales
         self.loss = loss or task.loss(labels, SIZES["s"])
         self.task, self.labels, self.spec = task, labels, spec
@@ -100,15 +103,19 @@ class SupervisedStep(Step):
         images = self.spec.normalise(batch.images, batch.valid)
         padded = {} if batch.valid is None else {"valid": batch.valid}
         drawn = seeded(_mixed(seed, 1), device) if self.draws else nullcontext()
+        asked = [distiller.probes(batch) for distiller in self.distillers]  # type: ignore[operator]
         with drawn, torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            outputs = self.network(images, [group], **padded)
+            outputs = self.network(images, [group, *chain(*asked)], **padded)
+        noisy, *answers = outputs.groups
+        outputs = replace(outputs, groups=[noisy])
         self.loss.reduce_count = lambda counts: _shared_counts(counts, objects)
         with torch.autocast(images.device.type, enabled=False):
             losses: dict[str, Tensor] = self.loss(
                 float32(outputs), batch.targets, lambda shape: torch.rand(shape, generator=places, device=device)
             )
-            for distiller in self.distillers:
-                losses |= distiller(outputs, batch)
+            for distiller, probes in zip(self.distillers, asked, strict=True):
+                own, answers = answers[: len(probes)], answers[len(probes) :]
+                losses |= distiller(replace(outputs, groups=own), batch)
         return losses
 
     def after_backward(self) -> None:
