@@ -29,7 +29,7 @@ from edgecrafter.distill.base import Student
 from edgecrafter.distill.injection import DSI, LOSSES, PLACES, PROJECTORS, DSIOptions
 from edgecrafter.distill.teacher import Teacher
 from edgecrafter.losses.set_loss import criterion
-from edgecrafter.models.sizes import RTDETRV4, SIZES
+from edgecrafter.models.sizes import DINO, RTDETRV4, SIZES
 from edgecrafter.train import methods
 from edgecrafter.train.begin import prepared
 from edgecrafter.train.config import TrainConfig
@@ -496,3 +496,9 @@ def test_varied_methods(data: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "position=s6: choose one of" in capsys.readouterr().err
     assert main(["ablate", "--data", str(data), "--vary", "train.fused=1|2", "--dry", "--train",
                  "distill=[dsi,teacher=dinov2-b],epochs=3"]) == 0  # fmt: skip
+
+
+def test_a_detector_without_aifi_is_refused() -> None:
+    student = Student("dino-r18", DINO["r18"], (800, 1333), 9)
+    with pytest.raises(ValueError, match="dino-r18 has no attention on its top level"):
+        DSI(DSIOptions(), teachers.teacher("ecvit-p", 1, weights="none"), student)

@@ -17,6 +17,7 @@ from edgecrafter.distill.align import fitted
 from edgecrafter.distill.base import Distiller, Student
 from edgecrafter.distill.gam import BANDS, Band
 from edgecrafter.distill.teacher import Teacher
+from edgecrafter.models.detr.detector import DECODERS as CLASSIC
 from edgecrafter.nn.conv import ConvNorm
 from edgecrafter.nn.mlp import MLP
 from edgecrafter.types import Batch, Outputs
@@ -97,6 +98,11 @@ class DSI(Distiller):
 
     def __init__(self, options: DSIOptions, teacher: Teacher, student: Student) -> None:
         super().__init__()
+        if student.row.arch in CLASSIC:
+            raise ValueError(
+                f"{student.name} has no attention on its top level alone (AIFI), into which DSI injects; fitnet, clock "
+                "and the other methods between detectors are for it, too"
+            )
         self.options, self.teacher, self.student = options, teacher, student
         self.places, self.loss = PLACES[options.position], LOSSES[options.loss]
         width = teacher.widths(self.seen_size(student.size))[-1]
