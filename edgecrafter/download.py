@@ -28,7 +28,7 @@ def download(row: Weight) -> Path:
     if not row.direct:
         raise FileNotFoundError(
             f"{row.name}: its authors offer {row.file} on a page only ({row.url}). Open it in a browser, download the "
-            f"file and put it at {path}, or give the path of a file; to train without it use --weights none"
+            f"file and put it at {path}, or give the path of a file"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from edgecrafter import catalogue, hub, registry
+from edgecrafter.around import untrained
 from edgecrafter.data import check, formats
 from edgecrafter.evaluate import Scores, evaluate
 from edgecrafter.geometry.sides import input_size
@@ -21,7 +22,6 @@ from edgecrafter.models.fuse import fuse
 from edgecrafter.models.network import Detector
 from edgecrafter.predict import Predictor, Source
 from edgecrafter.results import Result
-from edgecrafter.start import untrained
 from edgecrafter.summary import Summary, summarise
 from edgecrafter.tasks import TASKS
 from edgecrafter.train.config import TrainConfig

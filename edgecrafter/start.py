@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from edgecrafter import registry, vits
+from edgecrafter import around, registry, vits
 from edgecrafter.download import cache_folder, download
 from edgecrafter.geometry.sides import input_size
 from edgecrafter.hub import (
@@ -24,7 +24,7 @@ from edgecrafter.hub import (
     read,
     resolve,
 )
-from edgecrafter.models import foreign, libraries, official
+from edgecrafter.models import official
 from edgecrafter.models.foreign import Foreign
 from edgecrafter.models.network import Detector
 from edgecrafter.models.sizes import Size
@@ -65,7 +65,7 @@ def start(
     size: int | Sequence[int] | None = None,
     weights: str | Path = "auto",
     backbone: str | Path | nn.Module | None = None,
-    backbone_weights: str = "pretrained",
+    backbone_weights: str = "auto",
     **options: Any,
 ) -> Start:
     """A network to train for ``labels`` at the input ``size`` (as ``geometry.sides.input_size`` takes it; None: the
@@ -74,49 +74,74 @@ def start(
     ``weights``: "auto" takes the file itself or the released weights of the name, if there are any; "none" starts from
     random weights; anything else is a model to take weights from, of any task. Class rows are taken by class name.
     ``backbone`` is a file with a ViT alone (released layout), as distilled ViTs come, whose options (registers, stem)
-    are then taken over; or another library's backbone that takes the ViT's place (``backbone_weights`` as in
-    ``models.libraries.build``), or a module.
+    are then taken over; or another library's backbone that takes the ViT's place, or a module. ``backbone_weights`` of
+    it, or of the family's own, as ``models.libraries.build`` takes them; "auto": pretrained, but random for a family's
+    own with ``weights`` "none".
+
+    Raises ``ValueError`` for weights of a model around another kind of backbone, and for options that mean nothing.
     """
     vit = None if isinstance(backbone, nn.Module) or backbone is None else vits.find(backbone)
     fresh = backbone is not None
     source = given.file if given.file and weights == "auto" else _source(given.name, weights, fresh)
+    if source is not None and not fresh:
+        _same_kind(given.name, source[1].name)
     shape = vits.options(vit) if vit else _shape(source[1].size) if source and not fresh else {}
     info = _described(given, labels, size, source[1].input if source else None, fresh)
     info = replace(info, size=info.size.changed(**{**shape, **options}))
-    lines, other_vit, random_backbone = [], None, False
-    if backbone is None and source is None and info.size.backbone:  # a family around another library's backbone
-        kind = backbone_weights if weights == "auto" else foreign.RANDOM
-        other_vit = libraries.build(info.size.backbone, info.size.fused, info.size.norm, kind)
-        lines.append(f"{info.name} around {foreign.title(info.size.backbone)}, weights: {kind}")
-        row = registry.find(info.name)
-        if weights == "auto" and row is not None:
-            lines.append(f"  not from the authors' weights: fetch {row.url} by hand to {cache_folder() / row.file}")
-        random_backbone = kind == foreign.RANDOM
-    if backbone is not None and vit is None:
-        other_vit, info = _foreign(backbone, info, backbone_weights)
-        random_backbone = isinstance(backbone, (str, Path)) and backbone_weights == foreign.RANDOM
-        title, own = foreign.title(other_vit.facts.spec), isinstance(backbone, nn.Module)
-        lines.append(f"{info.name} around {title}, weights: {'its own' if own else backbone_weights}")
-        lines.append(f"  licence of the backbone: {other_vit.facts.licence}")
-    network = build(info, other_vit)
+    around_vit, info, lines, random = around.chosen(
+        info, backbone, vit, source is None, weights, backbone_weights, options
+    )
+    if random and info.size.frozen:
+        info = replace(info, size=info.size.changed(frozen=False))
+        lines.append("  its norms, stem and first stage are trained too: they start from random weights")
+    network = build(info, around_vit)
     new = list(network.state_dict())
-    if source is None and other_vit is None:
+    if source is None and around_vit is None:
         lines.append(f"{given.name}: starts from random weights")
     elif source is not None:
-        other = TASKS[source[1].task]
-        state = source[0] if other.family == given.task.family else _without(source[0], "decoder.")
-        if fresh and not _same_module(other_vit, source[1]) and (other_vit or source[1].size.backbone):
-            state = _without(state, "backbone.")
+        state = _of_source(source, given.task, fresh, around_vit)
         taken, new = transfer(network, state, info.labels, source[1].labels)
-        lines += [f"weights of {source[1].name} ({other.name}):", *taken]
-        if other is given.task and _trained(source[1].size, other) != source[1].size and other.start_note:
-            lines.append(f"  {other.start_note}")
+        lines += [f"weights of {source[1].name} ({source[1].task}):", *taken, *_notes(source[1], info)]
         info = replace(info, source=f"from {source[1].source}", licence=_inherited(source[1].licence, info))
     if vit is not None:
         lines.append(vits.load(network.get_submodule("backbone.vit"), vit))
         info = replace(info, licence=_inherited(vits.about(vit).get("licence", ""), info))
-    random_vit = not fresh and any(name.startswith(_WEIGHTY) for name in new)
-    return Start(network, info, lines, random_backbone or (random_vit and other_vit is None))
+    random |= around_vit is None and not fresh and any(name.startswith(_WEIGHTY) for name in new)
+    return Start(network, info, lines, random)
+
+
+def _same_kind(name: str, source: str) -> None:
+    """Raises ``ValueError`` when a model and its weights are not built around the same kind of backbone."""
+    own, other = (parse(each).row.backbone or "a vision transformer of ours" for each in (name, source))
+    if own != other:
+        raise ValueError(
+            f"{name} is built around {own} and the weights, of {source}, around {other}: choose a file of the same "
+            "family and size"
+        )
+
+
+def _of_source(
+    source: tuple[dict[str, Tensor], ModelInfo], task: Task, fresh: bool, around_vit: Foreign | None
+) -> dict[str, Tensor]:
+    """The part of some weights that can be taken over: no decoder of another family of tasks, no other backbone."""
+    state, info = source
+    state = state if TASKS[info.task].family == task.family else _without(state, "decoder.")
+    if fresh and not _same_module(around_vit, info) and (around_vit or info.size.backbone):
+        state = _without(state, "backbone.")
+    return state
+
+
+def _notes(source: ModelInfo, info: ModelInfo) -> list[str]:
+    """What is to be said of weights that mean something else there."""
+    other, lines = TASKS[source.task], []
+    if source.task == info.task and _trained(source.size, other) != source.size and other.start_note:
+        lines.append(f"  {other.start_note}")
+    if source.size.arch != info.size.arch:
+        lines.append(
+            f"  note: encoder and decoder of {source.name} compute something else with their weights than those of "
+            f"{info.name}; only the backbone means the same"
+        )
+    return lines
 
 
 def _described(
@@ -131,7 +156,8 @@ def _described(
         row = _trained(info.size, given.task)
         spec = info.input
         if fresh and row.backbone:
-            row = row.changed(backbone="", vit=plain.size.vit, project=plain.size.project)
+            same = ("backbone", "vit", "project")
+            row = row.changed(**{name: getattr(plain.size, name) for name in same})
             spec = replace(plain.input, size=info.input.size)
         info = replace(info, size=row, labels=labels, licence=OWN_LICENCE, source=RANDOM)
     return replace(info, input=spec if size is None else replace(spec, size=input_size(size, spec.resize)))
@@ -161,42 +187,6 @@ def _trained(row: Size, task: Task) -> Size:
 
 def _without(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if not name.startswith(part)}
-
-
-def _foreign(backbone: str | Path | nn.Module, info: ModelInfo, weights: str) -> tuple[Foreign, ModelInfo]:
-    """Another library's backbone or a module, and ``info`` of the detector around it."""
-    row = info.size
-    if isinstance(backbone, nn.Module):
-        vit = foreign.adopt(backbone, row.fused)
-    else:
-        spec = registry.backbone(str(backbone))
-        assert spec is not None
-        vit = libraries.build(spec, row.fused, row.norm, weights)
-    foreign.check(vit, row.fused if row.fusion == "concat" else 1)
-    return vit, around(vit, info)
-
-
-def around(vit: Foreign, info: ModelInfo) -> ModelInfo:
-    """``info`` of a detector in which ``vit`` takes the place of its ViT: the pyramid follows its width, the pictures
-    its mean and deviation. Raises ``ValueError`` for options of our ViT, which it does not have."""
-    facts, row = vit.facts, info.size
-    for name in vits.OPTIONS:
-        if getattr(row, name) != getattr(Size, name):
-            value, plain = getattr(row, name), getattr(Size, name)
-            other = foreign.title(facts.spec)
-            raise ValueError(f"{name}={value} is of our vision transformers, not of {other}: leave {name}={plain}")
-    row = row.changed(backbone=facts.spec, vit=facts.widths[-1], project="all")
-    spec = replace(info.input, mean=facts.mean, std=facts.std)
-    return replace(info, size=row, input=spec, licence=f"{info.licence}; its backbone: {facts.licence}")
-
-
-def untrained(teacher: str) -> tuple[Detector, ModelInfo]:
-    """A teacher of the paper (``registry.TEACHERS``) with random weights, for the classes of COCO."""
-    detector, backbone = registry.TEACHERS[teacher]
-    info = described(detector)
-    vit = libraries.build(registry.BACKBONES[backbone].spec, info.size.fused, info.size.norm)
-    info = replace(around(vit, info), name=teacher, licence=registry.licence_of(teacher))
-    return build(info, vit), info
 
 
 def transfer(

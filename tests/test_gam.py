@@ -16,7 +16,7 @@ from test_ddp import SHARES, together
 from test_resume import BATCHES, Interrupted, Stopped, assert_same, score
 from torch import Tensor, nn
 
-from edgecrafter import teachers
+from edgecrafter import hub, teachers
 from edgecrafter.distill import gam
 from edgecrafter.distill.base import Student
 from edgecrafter.distill.gam import BANDS, Band
@@ -366,3 +366,29 @@ def test_a_share_out_of_reach_is_spoken_of() -> None:
         method.total.fill_(5.0)
         method.steps.fill_(1.0)
         method.end_epoch(1)
+
+
+@pytest.mark.parametrize("position", ["s3", "s4", "s5", "all"])
+def test_without_f5_nothing_is_modulated(position: str) -> None:
+    """A loss that does not reach the AIFI makes its share smaller the more it weighs: the weight would run away."""
+    assert dsi("rtdetrv4-s", position=position).band is None
+    for given in ({"gam": "released"}, {"gam": "paper"}, {"rho": 2.0}):
+        with pytest.raises(ValueError, match=f"position={position}: GAM looks at the AIFI"):
+            dsi("rtdetrv4-s", position=position, **given)
+    assert dsi("rtdetrv4-s", position="hybrid").band == BANDS["s"]
+
+
+def test_a_weight_of_zero_would_stay() -> None:
+    with pytest.raises(ValueError, match="weight=0: GAM multiplies it"):
+        dsi(rho=5.0, weight=0.0)
+    assert dsi(weight=0.0, gam="none").first == 0
+
+
+def test_a_frozen_aifi_has_no_share() -> None:
+    network = hub.create("ecdet-p")[0]
+    method = dsi(rho=5.0)
+    method.check(network)
+    network.encoder.requires_grad_(False)
+    with pytest.raises(ValueError, match="AIFI, which is frozen"):
+        method.check(network)
+    dsi(gam="none").check(network)

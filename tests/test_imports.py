@@ -25,6 +25,7 @@ FLOORS = (
     ("released",),
     ("hub",),
     ("vits",),
+    ("around",),
     ("start", "evaluate", "teachers"),
     ("predict", "train", "summary", "catalogue"),
     ("advise", "pipeline"),

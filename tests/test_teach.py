@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 import edgecrafter as ec
 from edgecrafter import hub, registry, teachers, vits
+from edgecrafter.around import untrained
 from edgecrafter.cli import main
 from edgecrafter.data import scenes
 from edgecrafter.metrics import speed
 from edgecrafter.models import libraries
 from edgecrafter.models.detector import ecvit
-from edgecrafter.start import origin, start, untrained
+from edgecrafter.start import origin, start
 from edgecrafter.train.config import TrainConfig
 from edgecrafter.train.log import Journal
 from edgecrafter.train.recipes import recipe_for

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from edgecrafter import hub
+from edgecrafter import hub, vits
+from edgecrafter.models.detector import ecvit
+from edgecrafter.models.sizes import SIZES
 from edgecrafter.start import origin, start
 from edgecrafter.tasks import TASKS
 from edgecrafter.types import InputSpec, Labels, Skeleton
@@ -96,3 +100,53 @@ def test_weights_of_another_size_are_an_error(tmp_path):
 @pytest.mark.parametrize("name, proper", [("ECSEG-S", "ecinsseg-s"), ("ecpose-n", "ecpose-n"), ("a/File", "a/file")])
 def test_proper_names(name, proper):
     assert hub.proper(name) == proper
+
+
+def kind_of(name: str, folder: Path) -> Path:
+    """A file of a model, small and random."""
+    network, info = hub.create(name, LABELS)
+    return hub.save(network, info, folder / f"{name}.safetensors")
+
+
+def test_weights_around_another_backbone_are_refused(tmp_path: Path) -> None:
+    file = kind_of("rtdetrv4-p", tmp_path)
+    for name in ("ecdet-p", "ecinsseg-p", "rtdetrv2-r18"):
+        with pytest.raises(ValueError, match=f"{name} is built around .*, of rtdetrv4-p, around timm:hgnetv2_b0"):
+            start(origin(name), LABELS, weights=file)
+    with pytest.raises(ValueError, match="rtdetrv4-p is built around timm:hgnetv2_b0 and the weights, of ecdet-p"):
+        start(origin("rtdetrv4-p"), LABELS, weights=kind_of("ecdet-p", tmp_path))
+
+
+def test_weights_of_an_architecture_with_other_activations_are_spoken_of(tmp_path: Path) -> None:
+    found = start(origin("dfine-s"), LABELS, weights=kind_of("rtdetrv4-s", tmp_path))
+    assert any("compute something else with their weights" in line for line in found.lines)
+    assert found.info.name == "dfine-s" and found.info.size.arch == "dfine"
+
+
+def test_a_family_with_a_backbone_of_its_own(tmp_path: Path) -> None:
+    """Random with weights=none, another one on request; never a ViT of ours, and no options of one."""
+    plain = start(origin("rtdetrv4-p"), LABELS, weights="none")
+    assert plain.random_vit and "weights: none" in plain.lines[0]
+    file = kind_of("rtdetrv4-p", tmp_path)
+    for given in ("rtdetrv4-p", file):
+        other = start(origin(given), LABELS, backbone="timm:resnet18d", backbone_weights="none")
+        assert other.info.size.backbone == "timm:resnet18d" and other.random_vit
+    weights = file_of_backbone(tmp_path / "hg.safetensors")
+    given = start(origin("rtdetrv4-p"), LABELS, weights="none", backbone_weights=str(weights))
+    assert not given.random_vit, "weights of the backbone that were asked for are taken with weights=none, too"
+    for option, value in (("registers", 4), ("stem", "vanilla"), ("fused", 4), ("fusion", "concat"), ("norm", False)):
+        with pytest.raises(ValueError, match=f"{option}={value} is of our vision transformers, not of timm:hgnetv2_b0"):
+            start(origin("rtdetrv4-p"), LABELS, weights="none", **{option: value})
+    vit = tmp_path / "vit.safetensors"
+    vits.save(ecvit(SIZES["p"]), SIZES["p"], vit, {})
+    with pytest.raises(ValueError, match="a vision transformer of ours has no place in it"):
+        start(origin("rtdetrv4-p"), LABELS, backbone=vit)
+
+
+def file_of_backbone(path: Path) -> Path:
+    import timm
+    from safetensors.torch import save_file
+
+    whole = timm.create_model("hgnetv2_b0").state_dict()
+    save_file({name: value.contiguous() for name, value in whole.items()}, path)
+    return path

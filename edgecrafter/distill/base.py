@@ -25,6 +25,7 @@ class Student(NamedTuple):
     stop: int
     """the first epoch without strong augmentation, counted from 0"""
     labels: Labels = NO_LABELS
+    task: str = "detect"
 
 
 class Distiller(nn.Module):
@@ -38,6 +39,9 @@ class Distiller(nn.Module):
     """of its losses, which are ``name`` or begin with it"""
     columns: tuple[str, ...] = ()
     """numbers that ``end_epoch`` gives, for ``results.csv``"""
+
+    def check(self, network: nn.Module) -> None:
+        """Raises ``ValueError`` when a network, as it will be trained, cannot be taught this way."""
 
     def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
         """Moves what is no module; ``dtype`` is that of autocast."""

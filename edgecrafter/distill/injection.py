@@ -114,6 +114,11 @@ class DSI(Distiller):
             self.register_buffer(name, torch.tensor(float(value)))
         self.columns = ("dsi/weight", "dsi/share")
 
+    def check(self, network: nn.Module) -> None:
+        parts = network.get_submodule("encoder.aifi").parameters()
+        if self.band is not None and not any(parameter.requires_grad for parameter in parts):
+            raise ValueError("GAM looks at the gradients of the AIFI, which is frozen (freeze): use gam=none")
+
     def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
         self.teacher.prepare(device, dtype)
 
@@ -201,8 +206,14 @@ def _map(student: Outputs, place: str) -> Tensor:
 def _modulation(options: DSIOptions, student: Student) -> tuple[str, Band | None]:
     """The rule of GAM and its settings; ("none", None) for a fixed weight. Raises ``ValueError`` for missing ones."""
     family, _, size = student.name.partition("-")
-    known = BANDS.get(size) if family in FAMILIES else None
+    reaches = "f5" in PLACES[options.position]  # else a larger weight makes the AIFI's share smaller
+    known = BANDS.get(size) if family in FAMILIES and reaches else None
     rule = options.gam
+    if not reaches and (rule in ("released", "paper") or options.rho is not None):
+        raise ValueError(
+            f"position={options.position}: GAM looks at the AIFI, which this loss does not reach; use position=f5 or "
+            "hybrid, or gam=none and a fixed weight"
+        )
     if rule == "auto":
         rule = "none" if known is None and options.rho is None else "released"
     idle = [] if rule == "released" else ["default"] if rule == "paper" else SETTINGS
@@ -219,6 +230,8 @@ def _modulation(options: DSIOptions, student: Student) -> tuple[str, Band | None
     rho = options.rho if options.rho is not None else known.rho if known else 0.0
     delta = options.delta if options.delta is not None else known.delta if known and options.rho is None else rho / 10
     first = options.weight if options.weight is not None else known.initial if known else STATIC
+    if not first > 0:
+        raise ValueError(f"weight={first:g}: GAM multiplies it and never leaves 0; expected a number above 0")
     last = options.default if options.default is not None else known.default if known else first
     return rule, Band(rho, delta, first, last)
 

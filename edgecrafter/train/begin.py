@@ -23,7 +23,7 @@ from edgecrafter.tasks import TASKS, Task
 from edgecrafter.train import distributed, recipes
 from edgecrafter.train.config import ARCHITECTURE, TrainConfig
 from edgecrafter.train.log import CSV
-from edgecrafter.train.methods import METHODS, distillers
+from edgecrafter.train.methods import METHODS, distillers, parsed
 from edgecrafter.train.recipes import Plan
 from edgecrafter.train.state import WEIGHTS, interrupted, new_folder, read_of, run_project
 from edgecrafter.train.steps import freeze_parts
@@ -65,6 +65,7 @@ def fresh(config: TrainConfig, backbone: nn.Module | None = None) -> Begin:
 
 def prepared(config: TrainConfig, backbone: nn.Module | None = None) -> Begin:
     """The same without a folder: nothing is written."""
+    parsed(config.distill)  # before anything is read or fetched
     given = origin(config.model)
     if config.noise not in given.task.noises:
         known = ", ".join(given.task.noises)
@@ -87,6 +88,8 @@ def prepared(config: TrainConfig, backbone: nn.Module | None = None) -> Begin:
     plan = recipes.resolve(config, recipe, len(training), distributed.world(), random_vit)
     with distributed.first_process_first():
         methods = distillers(config, info, plan)
+    for method in methods:
+        method.check(network)
     licences = [info.licence, *(m.licence() for m in methods if m.licence() and m.licence() not in info.licence)]
     info = replace(info, licence="; ".join(licences))
     told = [line for method in methods for line in method.report()]

@@ -52,8 +52,9 @@ class TrainConfig:
     """a distilled vision transformer to start from (its name, file or the folder of `edgecrafter distill`), or another
     library's image backbone to build the detector around: dinov3-s, dinov2-b, timm:NAME, hf:OWNER/NAME; the rest of
     the network is then new"""
-    backbone_weights: str = "pretrained"
-    """weights of another library's backbone: pretrained (fetched by that library), none (random), or a file"""
+    backbone_weights: str = "auto"
+    """weights of another library's backbone, asked for or the model's own: pretrained (fetched by that library), none
+    (random), or a file; auto: pretrained, but random for the model's own with weights=none"""
     norm: bool | None = None
     """whether its blocks are read through its own final norm; none: yes"""
     queries: int | None = None
