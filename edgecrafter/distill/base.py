@@ -26,6 +26,7 @@ class Student(NamedTuple):
     """the first epoch without strong augmentation, counted from 0"""
     labels: Labels = NO_LABELS
     task: str = "detect"
+    """name of its task"""
 
 
 class Distiller(nn.Module):

@@ -54,6 +54,10 @@ class DetectorTeacher:
     def __call__(self, images: Tensor, groups: Sequence[QueryGroup] = (), valid: Tensor | None = None) -> Outputs:
         """Images [B, 3, H, W], uint8 or float in 0..1, and questions -> the answers of all layers, the features before
         the encoder, the memory behind it; everything in float32. ``valid`` [B, H, W] bool where images are padded."""
+        return self.answers(images, groups, valid)
+
+    def answers(self, images: Tensor, groups: Sequence[QueryGroup] = (), valid: Tensor | None = None) -> Outputs:
+        """The same with gradients, of what the questions are made of."""
         x = self.spec.normalise(images, valid)
         x = x.contiguous(memory_format=torch.channels_last)
         more = {} if valid is None else {"valid": valid}

@@ -36,7 +36,8 @@ def divergence(teacher: Tensor, student: Tensor, temperature: float, independent
     Of the softmax over the classes, which says nothing with a single class and does not see a shift of all logits; or
     ``independent``: the sum over the classes of that of their sigmoids.
     """
-    t, s = teacher.float() / temperature, student.float() / temperature
+    kind = torch.promote_types(teacher.dtype, torch.float32)
+    t, s = teacher.to(kind) / temperature, student.to(kind) / temperature
     if independent:
         p = t.sigmoid()
         kept = p * (F.logsigmoid(t) - F.logsigmoid(s)) + (1 - p) * (F.logsigmoid(-t) - F.logsigmoid(-s))

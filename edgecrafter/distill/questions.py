@@ -4,7 +4,7 @@ Three groups, each isolated from all other queries: *target* (the objects themse
 queries) and *general* (random places). A decoder is asked in its own way, which depends on where the contents of its
 queries come from.
 
-B images, G questions, K objects of the fullest image, C classes, D width.
+B images, G questions, D width. The objects as questions are in ``distill.targets``.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from edgecrafter.models.detr.dab import DabDecoder
 from edgecrafter.models.detr.decoder import DeformableDecoder, DinoDecoder
 from edgecrafter.types import Outputs, QueryGroup
 
-SMALL = 0.02
-"""deviation of class contents where the teacher has no table of labels"""
+BOXES = "answers are compared box by box: teacher and student must be detectors of boxes or masks"
 
 
 @dataclass
@@ -43,7 +42,7 @@ def ways_of(decoder: nn.Module) -> Ways:
         return Ways("placed", decoder.queries.embedding_dim // 2)
     table = getattr(getattr(decoder, "groups", None), "table", None)
     if table is None:
-        raise ValueError("answers are compared box by box: teacher and student must be detectors of boxes or masks")
+        raise ValueError(BOXES)
     return Ways("memory", table.embedding_dim)
 
 
@@ -84,26 +83,9 @@ def general(decoder: Any, images: int, count: int, rng: torch.Generator, device:
         return asked(boxes, from_memory=True)
     if ways.contents == "empty":
         return asked(boxes, boxes.new_zeros(images, count, ways.width))
-    rows = torch.randint(decoder.queries.num_embeddings, (images, count), generator=rng).to(device)
-    return asked(boxes, decoder.queries.weight[rows])
-
-
-def target(decoder: Any, table: Tensor, labels: Tensor, boxes: Tensor, real: Tensor) -> QueryGroup:
-    """The objects [B, K]: content by class from ``table`` [C, D], the true box as reference; ``real`` [B, K] bool."""
-    boxes = torch.where(real[..., None], boxes, 0.5)
-    content = table[labels] * real[..., None]
-    if ways_of(decoder).contents != "placed":
-        return asked(boxes, content, valid=real)
-    position, near = nearest(decoder, boxes[..., :2])
-    return asked(boxes, near + content, position=position, valid=real)
-
-
-def class_table(decoder: Any, classes: int, rng: torch.Generator) -> Tensor:
-    """Contents of the classes [C, D]: the teacher's own label table where it has one, else small random ones."""
-    groups = getattr(decoder, "groups", None)
-    if groups is not None:
-        return groups.table.weight[:classes].detach().clone()  # type: ignore[no-any-return]
-    return SMALL * torch.randn(classes, ways_of(decoder).width, generator=rng)
+    every = decoder.queries.num_embeddings
+    rows = torch.rand(images, max(count, every), generator=rng).argsort(1)[:, :count] % every  # in random order
+    return asked(boxes, decoder.queries.weight[rows.to(device)])
 
 
 def nearest(decoder: Any, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,23 +96,28 @@ def nearest(decoder: Any, points: Tensor) -> tuple[Tensor, Tensor]:
     return position[chosen], content[chosen]
 
 
-def translated(group: QueryGroup, student: Ways, project: nn.Module, kind: str) -> QueryGroup:
-    """A question for the teacher as the student gets it. Targets carry their contents through ``project``; the others
-    are asked with the student's own memory, if that is where its contents come from."""
-    if kind != "target" and student.contents == "memory":
+def check(teacher: Ways, student: Ways) -> None:
+    """Raises ``ValueError`` for a student that cannot be asked what its teacher is asked."""
+    if student.contents == "placed" and teacher.contents != "placed":
+        raise ValueError(
+            "the answers of a Deformable DETR can be taught by its own kind only: other teachers have no learned "
+            "positions. With tcld=false its memory can be taught by any"
+        )
+    if teacher.contents == "memory" and student.contents != "memory":
+        raise ValueError(
+            "the teacher's questions are made of its memory, in pictures of one size, and a student with learned "
+            "queries cannot be asked with that: with tcld=false it learns from the teacher's memory alone"
+        )
+
+
+def translated(group: QueryGroup, student: Ways, project: nn.Module, own: bool) -> QueryGroup:
+    """A question for the teacher as the student gets it, its contents through ``project``; with ``own`` made of the
+    student's own memory, if that is where its contents come from."""
+    if own and student.contents == "memory":
         return replace(group, content=None, position=None, from_memory=True)
-    if group.content is None:
-        raise ValueError(
-            "the teacher's questions are made of its memory, and a student with learned queries cannot be asked with "
-            "that: use specific=false,general=0"
-        )
-    content = project(group.content)
-    position = None if group.position is None else project(group.position)
-    if student.contents == "placed" and position is None:
-        raise ValueError(
-            "a Deformable DETR can only be taught by its own kind: other teachers have no learned positions"
-        )
-    return replace(group, content=content, position=position if student.contents == "placed" else None)
+    placed = student.contents == "placed"
+    position = project(group.position) if placed else None
+    return replace(group, content=project(group.content), position=position)
 
 
 def _at(points: Tensor) -> Tensor:

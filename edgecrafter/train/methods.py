@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from edgecrafter.distill.base import Distiller, Student
-from edgecrafter.distill.clock import Clock, ClockOptions, KDDETROptions
+from edgecrafter.distill.clock import KDDETR, Clock
+from edgecrafter.distill.clock_options import ClockOptions, KDDETROptions
 from edgecrafter.distill.fgd import FGD, FGDOptions
 from edgecrafter.distill.fitnet import FitNet, FitNetOptions
 from edgecrafter.distill.injection import DSI, DSIOptions
@@ -42,8 +43,9 @@ def _clock(options: ClockOptions, student: Student, seed: int) -> Clock:
     return Clock(options, detector(options.teacher, options.teacher_weights, seed, student.labels), student, seed)
 
 
-def _kd_detr(options: KDDETROptions, student: Student, seed: int) -> Clock:
-    return _clock(options.as_clock(), student, seed)
+def _kd_detr(options: KDDETROptions, student: Student, seed: int) -> KDDETR:
+    who = detector(options.teacher, options.teacher_weights, seed, student.labels)
+    return KDDETR(options.as_clock(), who, student, seed)
 
 
 METHODS: dict[str, tuple[type[Any], Callable[[Any, Student, int], Distiller]]] = {
@@ -62,7 +64,7 @@ def distillers(config: TrainConfig, info: ModelInfo, plan: Plan) -> list[Distill
 
     Raises ``ValueError`` and ``FileNotFoundError`` for methods, options and teachers that are not known.
     """
-    student = Student(info.name, info.size, info.input.size, plan.plain_from, info.labels)
+    student = Student(info.name, info.size, info.input.size, plan.plain_from, info.labels, info.task)
     found = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

@@ -61,8 +61,9 @@ def adamw(network: nn.Module, plan: Plan, beside: nn.Module | None = None) -> to
     if beside is not None and any(chosen):
         plain = _without_decay(beside)
         for name, parameter in beside.named_parameters(prefix=BESIDE):
-            chosen[2 if name.removeprefix(BESIDE + ".") in plain else 3].append(name)
-            parameters[name] = parameter
+            if parameter.requires_grad:
+                chosen[2 if name.removeprefix(BESIDE + ".") in plain else 3].append(name)
+                parameters[name] = parameter
     if not any(chosen):
         raise ValueError("every parameter is frozen: nothing is left to train. Shorten the list `freeze`")
     decays = (plan.weight_decay, 0.0, 0.0, plan.weight_decay)

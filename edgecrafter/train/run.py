@@ -17,7 +17,7 @@ from edgecrafter.evaluate import Scores, evaluate
 from edgecrafter.geometry.sides import KEEP
 from edgecrafter.infer import PRECISIONS
 from edgecrafter.tasks import TASKS, Task
-from edgecrafter.train import distributed, machine, optim
+from edgecrafter.train import distributed, machine, optim, probe
 from edgecrafter.train.begin import Begin, continued, fresh
 from edgecrafter.train.config import TrainConfig
 from edgecrafter.train.ema import Average
@@ -84,6 +84,7 @@ def _run(begin: Begin, device: torch.device) -> Trained:
     journal = Journal(begin.folder, terms, task.scores, plan.epochs, state.progress.epoch, facts)
     distributed.say(f"results in {begin.folder}; after an interruption go on with resume={begin.folder}")
     with closing(journal), machine.deterministic(config.deterministic):
+        probe.ask(begin, device, state.progress.epoch)
         fit(
             step,
             batches_of(begin, device),
