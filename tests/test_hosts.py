@@ -19,7 +19,7 @@ from edgecrafter.losses.set_loss import criterion
 from edgecrafter.metrics import speed
 from edgecrafter.models.foreign import evaluating
 from edgecrafter.models.fuse import fuse
-from edgecrafter.models.sizes import DEIM, DFINE, RTDETRV2
+from edgecrafter.models.sizes import RTDETRV2
 from edgecrafter.summary import PAPER
 from edgecrafter.tasks import DETECT
 from edgecrafter.train.config import TrainConfig
@@ -139,8 +139,20 @@ def test_same_losses(pair):
             assert ours[term + view].item() == pytest.approx(wanted.item(), rel=1e-4), term + view
 
 
-def test_deim_is_dfine_with_another_loss():
-    assert all(row.changed(criterion="vfl") == DFINE[name] for name, row in DEIM.items())
+@pytest.mark.parametrize("size", ["s", "m", "l", "x"])
+def test_deim_is_dfine_with_another_loss(size):
+    """The decoder that is held against transformers' D-FINE above, not RT-DETRv4's; classes by MAL in place of VFL."""
+    for family, classes in (("deim", "mal"), ("dfine", "vfl")):
+        with torch.device("meta"):
+            network, info = hub.create(f"{family}-{size}", LABELS)
+        assert (info.size.arch, info.size.criterion) == ("dfine", classes)
+        terms = [term.name for term in DETECT.loss(LABELS, info.size).table]
+        assert terms == [classes, "l1", "giou", "fgl", "ddf"]
+        activations = {
+            name: part.activation for name, part in network.decoder.named_modules() if hasattr(part, "activation")
+        }
+        assert {"enc_box", "first_box", "position", "boxes.0", "layers.0.ffn", "quality.0.mlp"} <= set(activations)
+        assert set(activations.values()) == {F.relu}
 
 
 @pytest.mark.parametrize("name", [f"rtdetrv2-{size}" for size in ("r18", "r34", "r50", "r101")])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from edgecrafter import hub
 from edgecrafter.metrics import speed
 from edgecrafter.models.fuse import fuse
+from edgecrafter.summary import PAPER
 
 
 class Small(nn.Module):
@@ -46,3 +47,29 @@ def test_released_models_in_deploy_form(name: str, all_products: float, authors:
     counted = speed.flops(fuse(network))
     assert counted.all_products / 1e9 == pytest.approx(all_products, abs=0.005)
     assert authors * 0.995 < counted.paper / 1e9 < authors
+
+
+@pytest.mark.parametrize(
+    "name, all_products, authors, trained, deployed",
+    [
+        ("s", 25.50, 25.17, 10_519_253, 10_434_867),
+        ("m", 57.03, 56.68, 19_787_440, 19_445_565),
+        ("l", 91.60, 91.14, 31_487_224, 30_967_267),
+        ("x", 203.08, 202.67, 63_011_160, 61_991_235),
+    ],
+)
+def test_rtdetrv4_of_table_1(name: str, all_products: float, authors: float, trained: int, deployed: int) -> None:
+    """The authors' counts (released_behaviour 21) hold the projector of the distillation, which is not in our network,
+    and norms behind the projections of the encoder's and x's decoder's inputs, which they do not fuse."""
+    with torch.device("meta"):
+        network, info = hub.create(f"rtdetrv4-{name}")
+    fused, width = fuse(network), info.size.width
+    projector, norms = width * 768 + 768, 3 * width + (3 * info.size.dec_width if name == "x" else 0)
+    assert speed.parameters(network) == trained - projector
+    assert speed.parameters(fused) == deployed - projector - norms
+    counted = speed.flops(fused)
+    assert counted.all_products / 1e9 == pytest.approx(all_products, abs=0.005)
+    assert authors * 0.995 < counted.paper / 1e9 < authors
+    published = PAPER[f"rtdetrv4-{name}"]
+    assert published.parameters <= speed.parameters(network) / 1e6 < published.parameters + 1
+    assert abs(counted.all_products / 1e9 - published.gflops) < 0.02 * published.gflops
