@@ -35,7 +35,7 @@ from edgecrafter.train.begin import prepared
 from edgecrafter.train.config import TrainConfig
 from edgecrafter.train.loop import gradients
 from edgecrafter.train.run import Trained, train
-from edgecrafter.types import Batch, InputSpec, LayerOutput, Outputs
+from edgecrafter.types import IMAGENET_MEAN, Batch, InputSpec, LayerOutput, Outputs
 
 GOLDEN = json.loads((golden.GOLDEN / "losses_distill.json").read_text())
 ARRAYS = np.load(golden.GOLDEN / "losses_distill.npz")
@@ -186,6 +186,22 @@ def test_half_the_size_is_the_mean_of_four_pixels() -> None:
     np.testing.assert_allclose(shown, mean, rtol=0, atol=1e-6)
     whole = answering(torch.zeros(2, 24, 6, 6), pool=False)
     torch.testing.assert_close(whole.seen(batch.images), batch.images / 255)
+
+
+@pytest.mark.parametrize("model", ["rtdetrv4-p", "ecdet-p"])
+def test_the_teacher_sees_the_raw_picture_in_its_own_way(tmp_path: Path, model: str) -> None:
+    """In a training step, of a student that takes 0..1 and of one with ImageNet's mean: never what the student sees."""
+    spec = InputSpec(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    stored = Stored(torch.randn(2, 24, 2, 2, generator=torch.Generator().manual_seed(0)))
+    student = Student(model, SIZES["p"], (64, 64), 99)
+    method = DSI(DSIOptions(gam="none"), Teacher(stored, spec, "stored", blocks=1), student)
+    step, _, _ = small.training(tmp_path, small.plan(), model=model, distillers=[method])
+    assert step.spec.mean == ((0.0, 0.0, 0.0) if model == "rtdetrv4-p" else IMAGENET_MEAN)
+    batch = small.batch([2, 1])
+    assert step(batch)["dsi"] > 0
+    small_pictures = F.avg_pool2d(batch.images.float() / 255, 2)
+    mean, std = (torch.tensor(each)[:, None, None] for each in (spec.mean, spec.std))
+    torch.testing.assert_close(stored.shown, (small_pictures - mean) / std)
 
 
 TEACHERS = {
