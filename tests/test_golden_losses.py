@@ -12,11 +12,13 @@ import torch
 from edgecrafter.geometry import bins
 from edgecrafter.geometry import boxes as geometry
 from edgecrafter.geometry.numbers import inverse_sigmoid
-from edgecrafter.losses import masks, matching
+from edgecrafter.losses import masks, matching, terms
 from edgecrafter.losses.denoising import Draws, build
-from edgecrafter.losses.set_loss import DETECT_COSTS, SetLoss
+from edgecrafter.losses.set_loss import DETECT_COSTS, REFINED, SetLoss, criterion
 from edgecrafter.losses.truth import Truth, View
 from edgecrafter.models.queries import GroupEmbedding, allowed_pairs
+from edgecrafter.models.sizes import RTDETRV4
+from edgecrafter.tasks import DETECT
 from edgecrafter.types import LayerOutput, MaskMap, Match, Outputs, QueryGroup, Target
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -168,6 +170,25 @@ def test_bins(stored, curvature):
     torch.testing.assert_close(upper.flatten(), tensor(arrays, f"{key}/weight_right"), rtol=1e-4, atol=1e-5)
     decoded = bins.decode(base, tensor(arrays, f"{key}/distance"), curvature)
     torch.testing.assert_close(decoded, tensor(arrays, f"{key}/decoded_cxcywh"), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size, curvature, other", [("x", 8.0, 4.0), ("s", 4.0, 8.0)])
+def test_edges_are_judged_with_the_curvature_of_their_decoder(stored, size, curvature, other):
+    """RT-DETRv4-X has finer bins than the others; every view, by name and by the row of the size."""
+    outputs, targets, _ = scene(stored[0], "det_several")
+    truth = Truth(targets)
+    for loss in (criterion("mal", curvature), DETECT.loss(DETECT.labels, RTDETRV4[size])):
+        losses, seen = loss(outputs, targets), 0
+        for view in loss.views(outputs, truth):
+            if view.kind in REFINED:
+                right, wrong = (
+                    0.15 * terms.fgl(view, truth, view.union, view.union_count, curvature=c).item()
+                    for c in (curvature, other)
+                )
+                seen += 1
+                assert losses["fgl" + view.suffix].item() == pytest.approx(right, rel=1e-6)
+                assert abs(right - wrong) > 0.002 * right
+        assert seen == sum(name.startswith("fgl") for name in losses) == 6
 
 
 def test_denoising_queries(stored):

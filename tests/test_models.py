@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from edgecrafter import hub
+from edgecrafter.geometry import bins
 from edgecrafter.models.fuse import fuse
 from edgecrafter.models.sizes import SIZES
 from edgecrafter.models.vit import ECViT
@@ -246,3 +247,26 @@ def test_chosen_masks_are_those_of_all_masks():
             found = masks.of(image, query, counts)
             torch.testing.assert_close(found, masks.dense()[image, query], atol=1e-4, rtol=1e-4)
         assert masks.of(image[:0], query[:0], []).shape == (0, 16, 16)
+
+
+@pytest.mark.parametrize("size, curvature, other", [("x", 8.0, 4.0), ("s", 4.0, 8.0)])
+def test_boxes_of_rtdetrv4_are_decoded_with_the_curvature_of_the_size(size, curvature, other):
+    """From the edges that every layer says, in training, in use and fused; the file says it, too."""
+    torch.manual_seed(0)
+    narrow = {"width": 64, "csp_width": 16, "csp_depth": 1, "enc_ffn": 64, "det_ffn": 64, "det_layers": 2, "queries": 9}
+    narrow |= {"dec_width": 32} if size == "x" else {}
+    model, _ = hub.create(f"rtdetrv4-{size}", LABELS, backbone="timm:hgnetv2_b0", **narrow)
+    assert model.state_dict()["decoder.curvature"].item() == curvature
+    for box in model.decoder.boxes:
+        torch.nn.init.normal_(box.layers[-1].weight, std=5)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        every = [*model(images).layers, *fuse(model)(images).layers, *model.eval()(images).layers]
+    assert len(every) == 4
+    for layer in every:
+        right, wrong = (
+            bins.decode(layer.base, bins.distances(layer.edges, torch.tensor(bins.weighting(curvature=c))), c)
+            for c in (curvature, other)
+        )
+        torch.testing.assert_close(layer.boxes, right)
+        assert (layer.boxes - wrong).abs().max() > 5e-4
