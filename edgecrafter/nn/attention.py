@@ -1,6 +1,9 @@
-"""Multi-head self-attention; the product itself is in one place, ``attend``."""
+"""Multi-head self-attention; the product itself is in one place, ``attend``. And where a query looks, to see it."""
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +13,22 @@ from torch import Tensor, nn
 def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:
     """Softmax attention, [B, heads, N, width] each -> the same; ``allowed`` is a bool mask, true = may look."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+
+
+def shares(q: Tensor, k: Tensor, allowed: Tensor | None = None) -> Tensor:
+    """The weights of ``attend``, [B, heads, Q, N] float32."""
+    likeness = q.float() @ k.float().mT / math.sqrt(q.shape[-1])
+    return (likeness if allowed is None else likeness.masked_fill(~allowed, -math.inf)).softmax(-1)
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Where the queries of a cross-attention look, and how much; ``looks`` of the attention modules gives it."""
+
+    weights: Tensor
+    """[B, Q, heads, n]; the n weights of a head add up to 1"""
+    places: Tensor | None = None
+    """[B, Q, heads, n, 2] (x, y) in 0..1 of the input; None: n are the tokens of the memory, row by row"""
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgecrafter.geometry.numbers import on_device
+from edgecrafter.nn.attention import Looks
 
 
 class _Deformable(nn.Module):
@@ -47,10 +48,26 @@ class _Deformable(nn.Module):
             :, :, None
         ]
 
+    def spots(self, query: Tensor, places: Tensor, values: Sequence[Tensor]) -> Tensor:
+        """The points that are read, [B, Q, heads, points, 2] (x, y) in 0..1; arguments as ``forward`` takes them."""
+        raise NotImplementedError
+
+    def shares(self, query: Tensor) -> Tensor:
+        """How much each point counts, [B, Q, heads, points]; adds up to 1."""
+        return self.weights(query).unflatten(-1, (self.heads, -1)).softmax(-1)  # type: ignore[no-any-return]
+
+    def looks(self, query: Tensor, places: Tensor, values: Sequence[Tensor]) -> Looks:
+        """Both, for the arguments of ``forward``."""
+        return Looks(self.shares(query), self.spots(query, places, values))
+
+    def forward(self, query: Tensor, places: Tensor, values: Sequence[Tensor]) -> Tensor:
+        """query [B, Q, D], places as ``spots`` wants them, values of ``split_heads`` -> [B, Q, D]."""
+        return self.read(query, self.spots(query, places, values), values)
+
     def read(self, query: Tensor, places: Tensor, values: Sequence[Tensor]) -> Tensor:
         """query [B, Q, D], places [B, Q, heads, points, 2] in 0..1, values of ``split_heads`` -> [B, Q, D]."""
         B, Q, D = query.shape
-        weights = self.weights(query).view(B, Q, self.heads, -1).softmax(-1)
+        weights = self.shares(query)
         grid = (2 * places - 1).transpose(1, 2).flatten(0, 1)  # [B * heads, Q, points, 2]
         found = sample(values, grid, self.points)
         mixed = (found * weights.transpose(1, 2).flatten(0, 1)[:, None]).sum(-1)
@@ -64,23 +81,22 @@ class DeformableAttention(_Deformable):
         super().__init__(width, heads, points)
         self.register_buffer("scale", torch.cat([torch.full((n,), 1 / n) for n in points]))
 
-    def forward(self, query: Tensor, boxes: Tensor, values: Sequence[Tensor]) -> Tensor:
-        """query [B, Q, D], boxes [B, Q, 4] cxcywh (or one per level, [B, Q, L, 4]), values of ``split_heads`` -> [B, Q,
-        D]."""
+    def spots(self, query: Tensor, places: Tensor, values: Sequence[Tensor]) -> Tensor:
+        """``places`` are boxes cxcywh, [B, Q, 4] or one per level, [B, Q, L, 4]."""
         offsets = self.offsets(query).unflatten(-1, (self.heads, -1, 2)) * self.scale[:, None]  # type: ignore[index]
-        around = self.per_point(boxes)
-        return self.read(query, around[..., :2] + offsets * around[..., 2:] * 0.5, values)
+        around = self.per_point(places)
+        return around[..., :2] + offsets * around[..., 2:] * 0.5  # type: ignore[no-any-return]
 
 
 class PointAttention(_Deformable):
     """The points lie around the query's own point, in units of each level's cells."""
 
-    def forward(self, query: Tensor, centres: Tensor, values: Sequence[Tensor]) -> Tensor:
-        """query [B, Q, D], centres [B, Q, 2] or of each level [B, Q, L, 2], values of ``split_heads`` -> [B, Q, D]."""
+    def spots(self, query: Tensor, places: Tensor, values: Sequence[Tensor]) -> Tensor:
+        """``places`` are points, [B, Q, 2] or one per level, [B, Q, L, 2]."""
         cells = [(value.shape[3], value.shape[2]) for value in values]
         sides = on_device([side for cell, n in zip(cells, self.points, strict=True) for side in cell * n], query.device)
         offsets = self.offsets(query).unflatten(-1, (self.heads, -1, 2)) / sides.view(-1, 2)
-        return self.read(query, self.per_point(centres) + offsets, values)
+        return self.per_point(places) + offsets  # type: ignore[no-any-return]
 
 
 class Projected(nn.Module):
@@ -94,6 +110,12 @@ class Projected(nn.Module):
         for layer in (self.value, self.output):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
+
+    def looks(
+        self, query: Tensor, places: Tensor, memory: Sequence[Tensor], masks: Sequence[Tensor] | None = None
+    ) -> Looks:
+        """Where and how much is read, for the arguments of ``forward``."""
+        return self.points.looks(query, places, memory)
 
     def forward(
         self, query: Tensor, places: Tensor, memory: Sequence[Tensor], masks: Sequence[Tensor] | None = None

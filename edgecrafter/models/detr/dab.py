@@ -16,7 +16,7 @@ from edgecrafter.models.detr.decoder import EPS_DINO, start_heads
 from edgecrafter.models.detr.encoder import HEADS, FeedForward
 from edgecrafter.models.detr.padding import flat, sine_of_boxes, sine_of_mask
 from edgecrafter.models.queries import allowed_pairs, divided
-from edgecrafter.nn.attention import attend
+from edgecrafter.nn.attention import Looks, attend, shares
 from edgecrafter.nn.mlp import MLP
 from edgecrafter.types import LayerOutput, Outputs, QueryGroup
 
@@ -54,12 +54,22 @@ class ConditionalCrossAttention(nn.Module):
         self, x: Tensor, position: Tensor, sine: Tensor, memory: Tensor, codes: Tensor, allowed: Tensor
     ) -> Tensor:
         """x, position and sine [B, T, D]; memory tokens and their codes [B, P, D]; allowed [B, 1, 1, P]."""
+        q, k = self.compared(x, position, sine, memory, codes)
+        return self.output(_joined(attend(q, k, _heads(self.value(memory), self.heads), allowed)))  # type: ignore[no-any-return]
+
+    def looks(self, x: Tensor, position: Tensor, sine: Tensor, memory: Tensor, codes: Tensor, allowed: Tensor) -> Looks:
+        """How much each token counts, for the arguments of ``forward``."""
+        return Looks(shares(*self.compared(x, position, sine, memory, codes), allowed).transpose(1, 2))
+
+    def compared(
+        self, x: Tensor, position: Tensor, sine: Tensor, memory: Tensor, codes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Queries [B, heads, T, 2 D / heads] and keys [B, heads, P, 2 D / heads]."""
         q, k, where = self.q_content(x), self.k_content(memory), self.k_position(codes)
         if self.q_position is not None:
             q, k = q + self.q_position(position), k + where
         q = torch.cat([_heads(q, self.heads), _heads(self.q_sine(sine), self.heads)], dim=-1)
-        k = torch.cat([_heads(k, self.heads), _heads(where, self.heads)], dim=-1)
-        return self.output(_joined(attend(q, k, _heads(self.value(memory), self.heads), allowed)))  # type: ignore[no-any-return]
+        return q, torch.cat([_heads(k, self.heads), _heads(where, self.heads)], dim=-1)
 
 
 class DabLayer(nn.Module):
