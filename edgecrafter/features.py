@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from edgecrafter.figures import Drawn, Gathered, gather
 from edgecrafter.geometry import principal
-from edgecrafter.maps import AUTO, F5, LAST, Given, Network, network
-from edgecrafter.predict import Source, distinct, input_size, listed, opened, pixels
+from edgecrafter.maps import AUTO, F5, LAST, Given
+from edgecrafter.predict import Source, pixels
 from edgecrafter.sheet import Cell, Row, sheet
-from edgecrafter.types import InputSpec
 
 INPUT = "input"
 FIGURE = (F5, "P3", "P4", "P5")
@@ -27,24 +25,6 @@ METHOD = (
     "the highest 99th percentile of the maps that share a basis. Per cent: how much of a map's variance these three "
     "directions hold. Nothing is smoothed."
 )
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """The maps of all networks for one picture."""
-
-    picture: Image.Image
-    title: str
-    """a file name"""
-    notes: tuple[str, ...]
-    """which columns have one basis, and what is not there"""
-
-    def save(self, folder: str | Path) -> Path:
-        """Write the picture into ``folder`` under its title, as PNG; gives back the path."""
-        path = Path(folder) / self.title
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.picture.save(path)
-        return path
 
 
 def features(
@@ -93,34 +73,16 @@ def stream(
     seed: int = 0,
 ) -> Iterator[Drawn]:
     """The same as ``features``, one picture after the other; everything but the pictures is looked at at once."""
-    given: list[Given] = [models] if isinstance(models, Given) else list(models)
-    if not given:
-        raise ValueError("no model given: name at least one, such as ecdet-s, or a file or the folder of a run")
     if basis not in (JOINT, OWN):
         raise ValueError(f"basis={basis}: expected joint (one per column) or own (one per map)")
-    items = listed(images)
-    if not items:
-        raise ValueError("no pictures given: a file, a folder, a pattern, or a picture in memory")
-    for item, title in zip(items, distinct(f"{Path(item.title).stem}.png" for item in items), strict=True):
-        item.title = title
-    networks = [network(each, device, weights, seed) for each in given]
-    specs = _inputs(networks, imgsz)
-    return (_drawn(networks, specs, picture, item.title, basis == JOINT) for item, picture in opened(items))
+    found = gather(models, images, device, imgsz, weights, seed)
+    return (_drawn(found, picture, title, basis == JOINT) for title, picture in found.pictures())
 
 
-def _inputs(networks: Sequence[Network], imgsz: int | Sequence[int] | None) -> list[InputSpec]:
-    """What becomes of a picture for each network; one without an input of its own gets that of the first that has."""
-    usual = next((each.input for each in networks if each.input), InputSpec())
-    specs = [each.input or usual for each in networks]
-    return specs if imgsz is None else [replace(spec, size=input_size(imgsz, spec.resize)) for spec in specs]
-
-
-def _drawn(
-    networks: Sequence[Network], specs: Sequence[InputSpec], picture: Image.Image, title: str, joint: bool
-) -> Drawn:
-    sizes = [spec.fitted(picture.height, picture.width) for spec in specs]
+def _drawn(given: Gathered, picture: Image.Image, title: str, joint: bool) -> Drawn:
+    sizes = [spec.fitted(picture.height, picture.width) for spec in given.specs]
     inputs = [pixels(picture, size) for size in sizes]
-    maps = [each.maps(seen[None]) for each, seen in zip(networks, inputs, strict=True)]
+    maps = [each.maps(seen[None]) for each, seen in zip(given.networks, inputs, strict=True)]
     cells = [{INPUT: Cell(_picture(seen), "as the network sees it")} for seen in inputs]
     said: dict[str, list[str]] = {}
     columns = _columns(maps)
@@ -131,10 +93,12 @@ def _drawn(
         for place, cell in zip(there, drawn, strict=True):
             cells[place][column] = cell
     notes = [f"{', '.join(columns)}: {basis}." for basis, columns in said.items() if basis]
-    titles = [f"{place} {each.title}" for place, each in enumerate(networks, 1)]
-    notes += [f"{title}: has no F5." for title, found in zip(titles, maps, strict=True) if not {F5, LAST} & set(found)]
+    notes += [
+        f"{name}: has no F5." for name, found in zip(given.titles, maps, strict=True) if not {F5, LAST} & set(found)
+    ]
     rows = [
-        Row(f"{title}, input {h} x {w}", (h, w), row) for title, (h, w), row in zip(titles, sizes, cells, strict=True)
+        Row(f"{name}, input {h} x {w}", (h, w), row)
+        for name, (h, w), row in zip(given.titles, sizes, cells, strict=True)
     ]
     return Drawn(sheet([INPUT, *columns], rows, [*notes, METHOD]), title, tuple(notes))
 

@@ -33,6 +33,8 @@ class Network:
     """what becomes of a picture; None: it has no input size of its own"""
     maps: Callable[[Tensor], dict[str, Tensor]]
     """uint8 pictures [1, 3, H, W] -> its maps [D, h, w] by name: F5, P3, P4, P5 or last block"""
+    model: Model | None = None
+    """the detector itself; None: a teacher"""
 
 
 def network(given: Given, device: str = "", weights: str = AUTO, seed: int = 0) -> Network:
@@ -97,7 +99,7 @@ def _detector(loaded: Model, title: str) -> Network:
         with torch.inference_mode():
             return levels(loaded.network(loaded.info.input.normalise(images.to(loaded.device))), images.shape[2])
 
-    return Network(title, loaded.info.input, maps)
+    return Network(title, loaded.info.input, maps, loaded)
 
 
 def levels(outputs: Outputs, height: int) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ CELL = 320
 GAP = 12
 LARGE, SMALL = 20, 15
 """sizes of letters: headings, and captions"""
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 PAPER, INK, EMPTY = (255, 255, 255), (20, 20, 24), (232, 232, 236)
 
 
@@ -33,40 +34,43 @@ class Row:
     cells: Mapping[str, Cell]
 
 
-def sheet(columns: Sequence[str], rows: Sequence[Row], notes: Sequence[str] = ()) -> Image.Image:
-    """All rows on one picture, RGB, with the names of the columns above and ``notes`` below.
+def sheet(columns: Sequence[str], rows: Sequence[Row], notes: Sequence[str] = (), cell: int = CELL) -> Image.Image:
+    """All rows on one picture, RGB, with the names of the columns above and ``notes`` below; ``cell`` is the longer
+    side of a cell in pixels.
 
     Pictures are drawn at the size of their cells: smaller ones are enlarged without smoothing, so that every pixel of
     theirs can be seen, larger ones averaged. Where a row has nothing for a column there is a gray field.
     """
-    wide = max(_extent(row)[0] for row in rows)
+    wide = max(extent(row.size, cell)[0] for row in rows)
     width = GAP + len(columns) * (wide + GAP)
     strips = [_heads(columns, wide, width)]
     for row in rows:
-        strips += [_text([row.title], width, LARGE), _cells(row, columns, wide, width)]
+        strips += [_text([row.title], width, LARGE), _cells(row, columns, wide, width, extent(row.size, cell))]
     return _stacked([*strips, _text(notes, width, SMALL)])
 
 
-def _extent(row: Row) -> tuple[int, int]:
-    """Width and height of a row's cells."""
-    height, width = row.size
-    scale = CELL / max(height, width)
-    return max(1, round(width * scale)), max(1, round(height * scale))
+def extent(size: tuple[int, int], cell: int = CELL) -> tuple[int, int]:
+    """Width and height of the cells of a row of ``size`` (height, width)."""
+    scale = cell / max(size)
+    return max(1, round(size[1] * scale)), max(1, round(size[0] * scale))
 
 
 def _heads(columns: Sequence[str], wide: int, width: int) -> Image.Image:
-    """The names of the columns, each over the middle of its cells."""
-    strip = _blank(width, GAP + round(1.3 * LARGE))
-    pen, font = ImageDraw.Draw(strip), ImageFont.load_default(LARGE)
-    for place, name in enumerate(columns):
+    """The names of the columns, each over the middle of its cells; long ones in several lines."""
+    font, step = ImageFont.load_default(LARGE), round(1.3 * LARGE)
+    names = [_broken(name, font, wide) for name in columns]
+    strip = _blank(width, GAP + step * max(map(len, names)))
+    pen = ImageDraw.Draw(strip)
+    for place, lines in enumerate(names):
         middle = GAP + place * (wide + GAP) + wide / 2
-        pen.text((middle - pen.textlength(name, font=font) / 2, GAP), name, fill=INK, font=font)
+        for number, line in enumerate(lines):
+            left = middle - pen.textlength(line, font=font) / 2
+            pen.text((left, GAP + number * step), line, fill=INK, font=font)
     return strip
 
 
-def _cells(row: Row, columns: Sequence[str], wide: int, width: int) -> Image.Image:
+def _cells(row: Row, columns: Sequence[str], wide: int, width: int, size: tuple[int, int]) -> Image.Image:
     """The pictures of a row with their captions."""
-    size = _extent(row)
     strip = _blank(width, size[1] + round(1.6 * SMALL))
     pen, font = ImageDraw.Draw(strip), ImageFont.load_default(SMALL)
     for place, name in enumerate(columns):
@@ -88,20 +92,24 @@ def _fitted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
 def _text(lines: Sequence[str], width: int, letters: int) -> Image.Image:
     """Lines of text, broken between words where they are too long."""
     font, step = ImageFont.load_default(letters), round(1.4 * letters)
-    pen = ImageDraw.Draw(_blank(1, 1))
-    found = []
-    for line in lines:
-        found.append("")
-        for word in line.split():
-            longer = f"{found[-1]} {word}".strip()
-            if found[-1] and pen.textlength(longer, font=font) > width - 2 * GAP:
-                found.append(word)
-            else:
-                found[-1] = longer
+    found = [part for line in lines for part in _broken(line, font, width - 2 * GAP)]
     strip = _blank(width, GAP // 2 + step * len(found))
     for place, line in enumerate(found):
         ImageDraw.Draw(strip).text((GAP, GAP // 4 + place * step), line, fill=INK, font=font)
     return strip
+
+
+def _broken(line: str, font: Font, width: int) -> list[str]:
+    """A line in parts of at most ``width`` pixels, as far as single words allow; always at least one part."""
+    pen = ImageDraw.Draw(_blank(1, 1))
+    found = [""]
+    for word in line.split():
+        longer = f"{found[-1]} {word}".strip()
+        if found[-1] and pen.textlength(longer, font=font) > width:
+            found.append(word)
+        else:
+            found[-1] = longer
+    return found
 
 
 def _stacked(strips: Sequence[Image.Image]) -> Image.Image:

@@ -31,7 +31,8 @@ FLOORS = (
     ("advise", "pipeline"),
     ("model",),
     ("beside", "maps"),
-    ("quickstart", "ablate", "features"),
+    ("figures",),
+    ("quickstart", "ablate", "features", "attention"),
     ("cli",),
 )
 """from the ground up; a unit imports only from floors below its own"""
