@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgecrafter.attention import attention
     from edgecrafter.catalogue import models
     from edgecrafter.features import features
     from edgecrafter.model import Model, convert, distill, info, load, pipeline, predict, teach, train, val
@@ -34,6 +35,7 @@ _HOMES = {
     "Result": "edgecrafter.results",
     "TeachConfig": "edgecrafter.train.teach",
     "TrainConfig": "edgecrafter.train.config",
+    "attention": "edgecrafter.attention",
     "convert": "edgecrafter.model",
     "distill": "edgecrafter.model",
     "features": "edgecrafter.features",
@@ -54,6 +56,7 @@ __all__ = [
     "Result",
     "TeachConfig",
     "TrainConfig",
+    "attention",
     "convert",
     "distill",
     "features",

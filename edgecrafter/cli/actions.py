@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgecrafter.ablate_config import AblateConfig
     from edgecrafter.cli.options import (
+        AttentionOptions,
         ConvertOptions,
         FeaturesOptions,
         InfoOptions,
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
         QuickstartOptions,
         ValOptions,
     )
+    from edgecrafter.figures import Drawn
     from edgecrafter.model import Model
     from edgecrafter.pipeline.config import PipelineConfig
     from edgecrafter.train.config import TrainConfig
@@ -115,21 +118,21 @@ def predict(options: PredictOptions) -> None:
 
 def features(options: FeaturesOptions) -> None:
     """Save the maps of each picture, and say which have one basis."""
-    from edgecrafter.cli.parsing import UsageError
-
-    example = "Example: edgecrafter features --model ecdet-s --model ecdet-m street.jpg"
-    if not options.model:
-        raise UsageError(f"no model given. {example}")
-    if not options.source:
-        raise UsageError(f"no pictures given. {example}")
+    _ask(options, "features")
     from edgecrafter.features import stream
-    from edgecrafter.train.state import new_folder, run_project
 
     chosen = (options.device, options.imgsz, options.weights, options.basis, options.seed)
-    folder = None
-    for drawn in stream(options.model, options.source, *chosen):
-        folder = folder or new_folder(run_project(options.project, "features"), options.name)
-        print(f"{drawn.save(folder)}: {' '.join(drawn.notes)}")
+    _save(stream(options.model, options.source, *chosen), options, "features")
+
+
+def attention(options: AttentionOptions) -> None:
+    """Save the heat maps of each picture, and say which networks found nothing."""
+    _ask(options, "attention")
+    from edgecrafter.attention import stream
+
+    chosen = (options.conf, options.max_det, options.layer, options.seed)
+    drawn = stream(options.model, options.source, options.device, options.imgsz, options.weights, *chosen)
+    _save(drawn, options, "attention")
 
 
 def models(options: ModelsOptions) -> None:
@@ -175,6 +178,26 @@ def quickstart(options: QuickstartOptions) -> None:
     from edgecrafter.quickstart import quickstart
 
     quickstart(**asdict(options))
+
+
+def _ask(options: FeaturesOptions | AttentionOptions, command: str) -> None:
+    """Raise ``UsageError`` where there is no model or no picture."""
+    from edgecrafter.cli.parsing import UsageError
+
+    for given, name in ((options.model, "model"), (options.source, "pictures")):
+        if not given:
+            example = f"edgecrafter {command} --model ecdet-s --model ecdet-m street.jpg"
+            raise UsageError(f"no {name} given. Example: {example}")
+
+
+def _save(pictures: Iterable[Drawn], options: FeaturesOptions | AttentionOptions, project: str) -> None:
+    """Write what was drawn into a new folder, and say where and what has to be known of it."""
+    from edgecrafter.train.state import new_folder, run_project
+
+    folder = None
+    for drawn in pictures:
+        folder = folder or new_folder(run_project(options.project, project), options.name)
+        print(": ".join([str(drawn.save(folder)), *filter(None, [" ".join(drawn.notes)])]))
 
 
 def _load(options: ValOptions | PredictOptions) -> Model:

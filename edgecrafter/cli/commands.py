@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgecrafter.cli import actions
 from edgecrafter.cli.options import (
+    AttentionOptions,
     ConvertOptions,
     FeaturesOptions,
     InfoOptions,
@@ -179,6 +180,16 @@ edgecrafter predict ecdet-s 'photos/*.jpg' --json --save false > found.jsonl""",
 edgecrafter features --model runs/detect/plain --model runs/detect/distilled street.jpg
 edgecrafter features --model ecdet-s --model dinov2-s 'photos/*.jpg' --imgsz 640
 edgecrafter features --model runs/detect/train --model ecdet-n --weights none --basis own street.jpg""",
+    ),
+    "attention": Command(
+        "draw where detectors look for what they find",
+        actions.attention,
+        lambda: AttentionOptions,
+        ("source",),
+        """\
+edgecrafter attention --model runs/detect/teacher --model runs/detect/plain --model runs/detect/distilled street.jpg
+edgecrafter attention --model runs/detect/distilled 'photos/*.jpg' --layer 1,2,3
+edgecrafter attention --model runs/detect/plain --model runs/detect/distilled street.jpg --conf 0 --max_det 20""",
     ),
     "models": Command(
         "list the models, their sources and licences",

@@ -102,6 +102,35 @@ class FeaturesOptions:
 
 
 @dataclass
+class AttentionOptions:
+    """Draw where decoders look for what they find: a heat map over the picture, one column per network (CLoCKDistill,
+    Figure 3)."""
+
+    source: list[str] = field(default_factory=list)
+    """pictures, folders or quoted patterns such as 'photos/*.jpg'"""
+    model: list[str] = field(default_factory=list)
+    """name, weight file or folder of a run, of a detector of any task; several times to compare"""
+    conf: float = 0.4
+    """least score of the answers whose attention is drawn, 0 to 1"""
+    max_det: int = 100
+    """most answers per picture, best first; with conf=0 the same number of every network"""
+    layer: list[int] = field(default_factory=list)
+    """of the decoder, from 1, or several such as 1,2,3, each in a row of its own; none: the last one"""
+    imgsz: int | list[int] | None = None
+    """input size in pixels of all networks, one number or height,width; none: each one's own"""
+    weights: str = "auto"
+    """auto: those of the name or file; none: random weights for names, to see what an untrained network shows"""
+    seed: int = 0
+    """of random weights"""
+    device: str = ""
+    """cpu, cuda, cuda:1 or mps; empty: a GPU if there is one"""
+    project: str = ""
+    """folder in which results are stored; empty: runs/attention"""
+    name: str = "attention"
+    """name of this result's folder; a number is appended when it exists"""
+
+
+@dataclass
 class ModelsOptions:
     """List the models that can be named, where their weights come from and what their licence says."""
 
