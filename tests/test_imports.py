@@ -76,6 +76,16 @@ def test_imports_point_down(path: Path) -> None:
     assert wrong(unit, path.read_text()) == []
 
 
+def test_the_page_about_the_floors_is_true() -> None:
+    """Units come first in a line of the block, one space between them, then two or more and what they are."""
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    block = page.partition("## Floors")[2].partition("```\n")[2].partition("\n```")[0]
+    listed = [sorted(line.partition("  ")[0].split()) for line in block.splitlines()]
+    assert listed == [sorted(floor) for floor in reversed(FLOORS)]
+    units = {path.stem for path in PACKAGE.iterdir() if path.is_dir() or path.suffix == ".py"}
+    assert set(RANK) == {unit for unit in units if not unit.startswith("__")}
+
+
 @pytest.mark.parametrize(
     "unit, source",
     [
