@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import edgecrafter as ec
 from edgecrafter import hub, summary, teachers
 from edgecrafter.models import foreign, libraries
+from edgecrafter.models.fetch import fetched
 from edgecrafter.models.foreign import Foreign, adopt
 from edgecrafter.start import origin, start
 from edgecrafter.tasks import TASKS
@@ -455,6 +456,17 @@ def test_pretrained_weights_come_out_of_the_cache(tmp_path: Path) -> None:
 def test_without_them_the_remedies_are_named(tmp_path: Path) -> None:
     said = offline(tmp_path)
     assert said.startswith(f"timm:{NAME}: its weights cannot be had (") and "\n" not in said
-    assert all(
-        word in said for word in ("gated", "dinov2-s", "backbone_weights=FILE", "teacher_weights=FILE", "none in")
-    )
+    assert all(word in said for word in ("backbone_weights=FILE", "teacher_weights=FILE", "none in"))
+    assert "gated" not in said and "dinov" not in said
+
+
+@pytest.mark.parametrize("name", ["timm:vit_base_patch16_dinov3.lvd1689m", "hf:facebook/DINOv3-vits16"])
+def test_what_is_gated_is_said_of_dinov3_alone(name: str) -> None:
+    def fetch() -> None:
+        raise OSError("401 Client Error\nno access")
+
+    with pytest.raises(ValueError) as error:
+        fetched(name, fetch)
+    said = str(error.value)
+    assert said.startswith(f"{name}: its weights cannot be had (401 Client Error no access). DINOv3 is gated: accept")
+    assert "dinov2-s or dinov2-b" in said and "backbone_weights=FILE" in said and "\n" not in said

@@ -28,12 +28,18 @@ def fetched(name: str, fetch: Callable[[], Any]) -> Any:
     try:
         return fetch()
     except Exception as error:
+        gated = _GATED if "dinov3" in name.lower() else ""
         raise ValueError(
-            f"{name}: its weights cannot be had ({_reason(error)}). DINOv3 is gated: accept its licence on the Hugging "
-            "Face Hub and log in, or take dinov2-s or dinov2-b, which are free (Apache-2.0). Without a network: copy "
-            "the file here and give it as backbone_weights=FILE (teacher_weights=FILE of a distillation); none in its "
-            "place means random weights"
+            f"{name}: its weights cannot be had ({_reason(error)}). {gated}Without a network: copy the file here and "
+            "give it as backbone_weights=FILE (teacher_weights=FILE of a distillation); none in its place means random "
+            "weights"
         ) from error
+
+
+_GATED = (
+    "DINOv3 is gated: accept its licence on the Hugging Face Hub and log in, or take dinov2-s or dinov2-b, which are "
+    "free (Apache-2.0). "
+)
 
 
 def of_file(name: str, file: Path, read: Callable[[], Any]) -> Any:
