@@ -171,7 +171,7 @@ def summarise(network: Detector, info: ModelInfo, size: tuple[int, int] | None =
 
 
 def compare(found: list[Summary]) -> str:
-    """The columns of Tables 2 to 4, counted here and as published, with the known deviations named."""
+    """The columns of ``TABLES``, counted here and as published, with the known deviations named."""
     lines = []
     counted = {each.name: each for each in found}
     for title, rows in TABLES.items():

@@ -148,14 +148,16 @@ class InfoOptions:
     """input size in pixels, one number or height,width, multiples of 32; models that keep the ratio of pictures take
     limits, one number for the short side or short,long; none: the model's own"""
     all: bool = False
-    """compare S, M, L and X of every task with the paper's tables instead"""
+    """compare every model that is in a paper's tables with them instead: all tasks, RT-DETRv4 and the detectors that it
+    is compared with"""
     json: bool = False
     """print JSON instead of text"""
 
 
 @dataclass
 class ConvertOptions:
-    """Rewrite a weight file: released checkpoints to ours and back, bit for bit."""
+    """Rewrite a weight file: released checkpoints to ours and back, bit for bit. What only the authors' training reads
+    is left out: files of RT-DETRv4 come back without the projector of its distillation (encoder.feature_projector)."""
 
     source: str
     """file to read: a released .pth or .safetensors, or one of ours"""

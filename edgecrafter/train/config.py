@@ -46,8 +46,9 @@ class TrainConfig:
     exist_ok: bool = False
     """write into the folder even if it holds an earlier run, whose files are replaced"""
     weights: str = "auto"
-    """what to start from: auto (the released weights of the name, or the file given as `model`), none, or a file or
-    name; a segmentation or pose model may start from a detector"""
+    """what to start from: auto (the released weights of the name, or the file given as `model`; for names whose weights
+    cannot be fetched the pretrained backbone, if it is another library's), none, or a file or name; a segmentation or
+    pose model may start from a detector"""
     backbone: str | None = None
     """a distilled vision transformer to start from (its name, file or the folder of `edgecrafter distill`), or another
     library's image backbone to build the detector around: dinov3-s, dinov2-b, timm:NAME, hf:OWNER/NAME; the rest of
@@ -70,9 +71,10 @@ class TrainConfig:
     dilation: int | None = None
     """dilation of the last convolution of the stem (Table 8); none: 1"""
     lr: float | None = None
-    """learning rate of everything but the backbone, for the recipe's batch (32; 16 for sizes n and p)"""
+    """learning rate of everything but the backbone, for the batch of the model's recipe (32 for ecdet-s, 64 for
+    ecpose-s, 16 for sizes n and p); the plan that is printed says what it is with yours"""
     backbone_lr: float | None = None
-    """learning rate of the vision transformer, for the same batch"""
+    """learning rate of the backbone, a vision transformer or another library's network, for the same batch"""
     weight_decay: float | None = None
     """decay of AdamW; norms and biases have none"""
     warmup: int | None = None
@@ -100,8 +102,8 @@ class TrainConfig:
     val_every: int = 1
     """epochs between two evaluations; the last epoch is always evaluated, and the last with strong augmentation"""
     reload_best: bool | None = None
-    """go back to the best weights when the strong augmentation ends; none: as the released training of the task does
-    (yes for detection and segmentation)"""
+    """go back to the best weights when the strong augmentation ends; none: as the recipe of the model does (yes for
+    ecdet, ecinsseg and rtdetrv4; no for ecpose and most others)"""
     freeze: list[str] = field(default_factory=list)
     """parts that stay as they are: beginnings of parameter names (backbone, encoder, ...), or `norm` for all
     batch-norm statistics"""
