@@ -25,10 +25,9 @@ from edgecrafter.types import InputSpec
 UNIT = InputSpec(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 """pictures in 0..1 as they are"""
 
-
 PLAIN = InputSpec()
 PROJECTOR = official.TRAINING + "0.weight"
-
+"""by which RT-DETRv4's files are told from those of DEIM and D-FINE"""
 
 PADDED = InputSpec(size=(800, 1333), resize="keep")
 """pictures keep their aspect ratio"""
@@ -81,9 +80,7 @@ FAMILIES = {
     family.prefix: family
     for family in (
         *(Family(task.prefix, task, SIZES, aliases=task.aliases) for task in TASKS.values()),
-        Family(
-            "rtdetrv4", DETECT, RTDETRV4, UNIT, ("rtv4",), official.TRAINING + "0.weight", registry.RTDETRV4_LICENCE
-        ),
+        Family("rtdetrv4", DETECT, RTDETRV4, UNIT, ("rtv4",), PROJECTOR, registry.RTDETRV4_LICENCE),
         Family("deim", DETECT, DEIM, UNIT, sign=None),
         Family("dfine", DETECT, DFINE, UNIT, sign=None),
         Family("rtdetrv2", DETECT, RTDETRV2, UNIT, sign=None),
