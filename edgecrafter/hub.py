@@ -234,7 +234,10 @@ def _alone(path: Path) -> ValueError:
 
 
 def convert(source: str | Path, target: str | Path) -> ModelInfo:
-    """Released file -> ours (``.safetensors``), or ours -> released layout (``.pth``), by the target's ending."""
+    """Released file -> ours (``.safetensors``), or ours -> released layout (``.pth``), by the target's ending.
+
+    A ``.pth`` of RT-DETRv4 that is written here lacks the projector of its distillation (``official.TRAINING``).
+    """
     state, info = read(locate(source))
     if Path(target).suffix == ".pth":
         if info.size.backbone != parse(info.name).row.backbone:

@@ -260,7 +260,8 @@ def info(model: str | Path | Model, imgsz: Side = None) -> Summary:
 def convert(source: str | Path, target: str | Path) -> Path:
     """Rewrite a weight file: a ``.pth`` target gets the released layout and keys, ``.safetensors`` ours.
 
-    Tensors are kept bit for bit. Raises ValueError for other suffixes.
+    Tensors are kept bit for bit, but for what only the authors' training reads: a ``.pth`` of RT-DETRv4 that is written
+    here has no ``encoder.feature_projector``. Raises ValueError for other suffixes.
     """
     hub.convert(source, target)
     return Path(target)

@@ -10,12 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from edgecrafter.families import FAMILIES, Family
+from edgecrafter.families import FAMILIES, PROJECTOR, Family
 from edgecrafter.files import written_beside
 from edgecrafter.models import libraries, official
 from edgecrafter.models.detector import detector
 from edgecrafter.models.sizes import Size
 from edgecrafter.types import Labels, Skeleton
+
+RT_LAYOUT = "encoder.input_proj.0.conv.weight"
+"""an entry of RT-DETRv4's files, and of those of the detectors that it is built on"""
 
 
 class Match(NamedTuple):
@@ -82,6 +85,7 @@ def recognise(state: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor
 
     Raises ``ValueError`` that names the candidates when no model or more than one fits; ``path`` is for the message.
     """
+    _refuse_hosts(state, path)
     ours = official.to_ours(state)
     shapes = {name: tuple(value.shape) for name, value in ours.items()}
     signed = [f for f in FAMILIES.values() if f.sign and f.sign in state]  # others of the same shapes are told by it
@@ -103,6 +107,16 @@ def recognise(state: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor
         f"{path}: fits no model of {', '.join(each.name for each in candidates)}; nearest is {best[0]} with {best[1]} "
         f"different entries, for example {best[2]}"
     )
+
+
+def _refuse_hosts(state: Mapping[str, Tensor], path: Path) -> None:
+    """Raises ``ValueError`` for a file laid out like RT-DETRv4's that does not say that it is one."""
+    if RT_LAYOUT in state and PROJECTOR not in state:
+        raise ValueError(
+            f"{path}: looks like RT-DETRv4, DEIM or D-FINE, without RT-DETRv4's projector ({PROJECTOR}): these cannot "
+            "be told apart by their entries. Only files of RT-DETRv4 as its authors offer them are read (edgecrafter "
+            "models lists them); there is no reading of the others, but deim-* and dfine-* can be trained here"
+        )
 
 
 def _candidate(family: Family, size: str, shapes: Mapping[str, tuple[int, ...]]) -> Match:

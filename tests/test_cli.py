@@ -358,6 +358,19 @@ def test_convert_there_and_back_keeps_every_bit(here: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_convert_says_what_is_left_out(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network, info = hub.create("rtdetrv4-p", Labels(("cup",)))
+    hub.save(network, info, here / "rt.safetensors")
+    for source, target, more in (
+        ("rt.safetensors", "rt.pth", "; without encoder.feature_projector.0.weight, which only the authors' training"),
+        ("rt.pth", "again.safetensors", ""),
+        ("model.safetensors", "ec.pth", ""),
+    ):
+        assert main(["convert", source, target]) == 0
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line.startswith(f"written to {target}{more}") and ("without" in line) == bool(more)
+
+
 def test_train_then_use_the_folder_of_the_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["epochs=1", "batch_size=4", "imgsz=64", "workers=0"]
     assert main(["train", "ecdet-p", "data", *small, "device=cpu", "project=runs", "name=first"]) == 0

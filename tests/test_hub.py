@@ -116,6 +116,25 @@ def test_released_files_of_other_models_name_the_nearest(tmp_path):
         hub.load(tmp_path / "b.pth")
 
 
+@pytest.mark.parametrize("name", ["rtdetrv4-p", "deim-s", "dfine-s"])
+def test_files_of_rtdetrv4_are_told_by_their_projector(tmp_path, name):
+    """Without it they could be of DEIM or D-FINE, whose networks are another one with the same entries."""
+    small = {"width": 64, "csp_width": 16, "enc_ffn": 128, "det_ffn": 128, "queries": 100}
+    network, info = hub.create(name, LABELS, **small)
+    state = official.to_official(network.state_dict())
+    for given in (state, {**state, "something.else": torch.zeros(1)}):
+        torch.save({"model": given}, tmp_path / "a.pth")
+        with pytest.raises(
+            ValueError, match="looks like RT-DETRv4, DEIM or D-FINE, without .*feature_proj.*no reading of"
+        ):
+            hub.load(tmp_path / "a.pth")
+    projector = {"encoder.feature_projector.0.weight": torch.zeros(768, 64)}
+    torch.save({"model": state | projector}, tmp_path / "b.pth")
+    assert hub.load(tmp_path / "b.pth")[1].name == "rtdetrv4-p"
+    hub.convert(hub.save(network, info, tmp_path / "own.safetensors"), tmp_path / "own.pth")
+    assert hub.load(tmp_path / "own.pth")[1] == info, "our own files say what they are"
+
+
 def test_ambiguous_files_name_the_candidates(monkeypatch, tmp_path):
     monkeypatch.setitem(SIZES, "q", SIZES["p"])
     network, _ = hub.create("ecdet-p", LABELS)

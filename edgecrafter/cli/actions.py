@@ -161,9 +161,12 @@ def info(options: InfoOptions) -> None:
 
 def convert(options: ConvertOptions) -> None:
     """Convert and say what came out."""
-    from edgecrafter import model
+    from edgecrafter import families, hub
 
-    print(f"written to {model.convert(options.source, options.target)}")
+    known = families.find(hub.convert(options.source, options.target).name)
+    lacks = known.family.sign if known and options.target.endswith(".pth") else None
+    note = f"; without {lacks}, which only the authors' training reads: code that wants every entry will miss it"
+    print(f"written to {options.target}{note if lacks else ''}")
 
 
 def kitti_to_coco(options: KittiOptions) -> None:
