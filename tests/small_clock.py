@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,10 +43,16 @@ def options(name: str) -> dict[str, Any]:
 
 def network(name: str, seed: int = 0, labels: Labels = LABELS, **more: Any) -> tuple[nn.Module, ModelInfo]:
     """A small network with random weights, heads included, and its description."""
+    made, info = _made(name, seed, labels, tuple(more.items()))
+    return copy.deepcopy(made), info  # a copy is quicker than random numbers
+
+
+@functools.lru_cache(maxsize=32)
+def _made(name: str, seed: int, labels: Labels, more: tuple[tuple[str, Any], ...]) -> tuple[nn.Module, ModelInfo]:
     spec = None if name.startswith(("dino", "dab", "deformable")) else InputSpec((64, 64))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made, info = hub.create(name, labels, spec, **{**options(name), **more})
+        made, info = hub.create(name, labels, spec, **{**options(name), **dict(more)})
         with torch.no_grad():
             for parameter in made.parameters():
                 if parameter.requires_grad:
