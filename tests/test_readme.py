@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 import edgecrafter as ec
-from edgecrafter import catalogue
+from edgecrafter import catalogue, families
 from edgecrafter.cli.commands import COMMANDS
 from edgecrafter.cli.parsing import parse
 from edgecrafter.data import scenes
+from edgecrafter.summary import PAPER
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -72,12 +73,32 @@ def test_links_and_files_exist(page: Path) -> None:
         assert any((ROOT / base / name).exists() for base in ("", "edgecrafter")), f"{page.name} speaks of {name}"
 
 
+FINDS = {"detect": "boxes", "segment": "masks", "pose": "keypoints"}
+
+
 def test_the_model_table_is_right() -> None:
-    for entry in catalogue.models():
-        if entry.task not in ("backbone", "teacher"):
-            row = next(line for line in README.splitlines() if line.startswith(f"| `{entry.name}`"))
-            assert f"| {entry.parameters / 1e6:.1f} |" in row
-            assert (str(entry.ap) if entry.ap else "none") in row
+    """A row per model, with what was counted here and what the papers' tables say."""
+    lines = [line for line in README.splitlines() if line.startswith("| `")]
+    rows = {cells[0].strip("`"): cells[1:] for cells in map(split, lines) if len(cells) == 6}
+    named = [entry for entry in catalogue.models() if entry.task in FINDS]
+    assert list(rows) == [entry.name for entry in named]
+    for entry in named:
+        known = families.find(entry.name)
+        assert known is not None
+        finds, parameters, gflops, ap, measured = rows[entry.name]
+        assert finds == FINDS[entry.task] and parameters == f"{entry.parameters / 1e6:.1f}"
+        published = PAPER.get(entry.name)
+        if published is None:
+            assert entry.ap is None and ap == "none" and gflops == ("ours" if known.row.ours else "-")
+        else:
+            assert entry.ap in (None, published.ap) and float(ap) == published.ap
+            assert gflops == f"{published.gflops:g}"
+        assert measured == ("not on COCO" if known.row.ours else "not measured")
+
+
+def split(line: str) -> list[str]:
+    """The cells of a row of a table; other lines have one."""
+    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 def test_documented_options_exist() -> None:
