@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import small_clock as clock
 import torch
 
+from edgecrafter import ablate, hub
+from edgecrafter.ablate_config import AblateConfig
 from edgecrafter.distill import probe, questions, targets
 from edgecrafter.distill.clock_options import ClockOptions, KDDETROptions
 from edgecrafter.distill.questions import Ways
@@ -301,3 +305,27 @@ def test_nothing_to_fit_to() -> None:
     made = Targets(teacher.network.decoder, 3, "native", 0)
     with pytest.raises(ValueError, match="no objects in the training pictures"):
         probe.fit(teacher, made, [clock.batch((0, 0))], 3)
+
+
+# experiments
+
+
+def test_the_grid_of_the_papers_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every arm is a training that can be begun, and the methods are those of the tables."""
+    path = Path(__file__).parents[1] / "experiments" / "clock_tables.yaml"
+    config = AblateConfig(grid=str(path), folder=str(tmp_path))
+    monkeypatch.setattr(ablate, "_cell", lambda *_: pytest.fail("a training began"))
+    assert ablate.ablate(replace(config, dry=True)) == {}
+    shared, arms = ablate._with_file(config)
+    found = {arm.name: ablate._configs(shared, arm, 0, tmp_path)[1] for arm in ablate._arms(shared, arms)}
+    kinds = {name: [method for method, _ in methods.parsed(each.distill)] for name, each in found.items()}
+    assert kinds["full"] == ["clock"] and kinds["student alone"] == [] and kinds["KD-DETR"] == ["kd-detr"]
+    options = dict(methods.parsed(found["memory by place"].distill))["clock"]
+    assert options.lcmd and not options.tcld and options.mask == "location"
+    assert {each.epochs for name, each in found.items() if "36" not in name} == {12}
+    layers = {(each.enc_layers, each.det_layers) for each in found.values()}
+    assert layers == {(None, None), (3, None), (None, 3), (3, 3)}
+    row = hub.described("dino-r18", clock.LABELS, enc_layers=3).size
+    assert (row.enc_layers, row.det_layers) == (3, 6)
+    with pytest.raises(ValueError, match="enc_layers=3: only dab-detr, deformable-detr and dino"):
+        hub.described("ecdet-p", clock.LABELS, enc_layers=3)

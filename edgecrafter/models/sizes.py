@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+CLASSIC = ("dab", "deformable", "dino")
+"""``arch`` of the classic detectors of CLoCKDistill (``models.detr``)"""
+
 
 @dataclass(frozen=True)
 class Size:
@@ -75,6 +78,8 @@ class Size:
             raise ValueError(f"fused={self.fused}: choose between 1 and the {self.depth} blocks of the ViT")
         if self.registers < 0 or self.queries < 1 or self.dilation < 1:
             raise ValueError("registers must be 0 or more; queries and dilation 1 or more")
+        if self.enc_layers > 1 and self.arch not in CLASSIC:
+            raise ValueError(f"enc_layers={self.enc_layers}: only dab-detr, deformable-detr and dino have more than 1")
 
     def changed(self, **options: Any) -> Size:
         """This row with some fields replaced; an unknown name is an error that lists the known ones."""
