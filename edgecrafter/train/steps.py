@@ -67,7 +67,7 @@ class SupervisedStep(Step):
         self.task, self.labels, self.spec = task, labels, spec
         self.seed, self.dtype = seed, PRECISIONS[precision]
         # a decoder without a table of labels cannot be asked for noisy copies
-        asks = hasattr(network.get_submodule("decoder"), "groups")
+        asks = hasattr(getattr(network, "decoder", None), "groups")
         self.budget = (task.budget if budget is None else budget) if asks else 0
         assert noise in task.noises
         self.noise = noise
