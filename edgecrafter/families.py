@@ -46,7 +46,7 @@ class Family:
     """other prefixes that are understood"""
     sign: str | None = ""
     """an entry (released name) by which the authors' files of this family are told from others of the same shapes;
-    empty: the shapes are enough; None: there are no such files that we read"""
+    empty: the shapes are enough; None: there are no such files that we read, or ``models.detr.convert`` tells them"""
     licence: str = registry.EDGECRAFTER_LICENCE
     """of the authors' files"""
 
@@ -84,9 +84,9 @@ FAMILIES = {
         Family("deim", DETECT, DEIM, UNIT, sign=None),
         Family("dfine", DETECT, DFINE, UNIT, sign=None),
         Family("rtdetrv2", DETECT, RTDETRV2, UNIT, sign=None),
-        Family("dab-detr", DETECT, DAB, PADDED, sign=None),
-        Family("deformable-detr", DETECT, DEFORMABLE, PADDED, sign=None),
-        Family("dino", DETECT, DINO, PADDED, sign=None),
+        Family("dab-detr", DETECT, DAB, PADDED, sign=None, licence=registry.CLASSIC_LICENCE),
+        Family("deformable-detr", DETECT, DEFORMABLE, PADDED, sign=None, licence=registry.CLASSIC_LICENCE),
+        Family("dino", DETECT, DINO, PADDED, sign=None, licence=registry.CLASSIC_LICENCE),
     )
 }
 """A further family is one more line."""

@@ -16,6 +16,10 @@ EDGECRAFTER_LICENCE = (
 )
 
 RTDETRV4_LICENCE = "RT-DETRv4 weights: Apache-2.0, by their authors"
+CLASSIC_LICENCE = (
+    "weights of others: those of MMDetection, of the authors' repositories and their copies on Hugging Face are "
+    "published under Apache-2.0 as far as we know; check what holds for your copy"
+)
 DRIVE = "https://drive.google.com/file/d/"
 
 

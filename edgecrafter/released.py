@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from edgecrafter import registry
 from edgecrafter.families import FAMILIES, PROJECTOR, Family
 from edgecrafter.files import written_beside
 from edgecrafter.models import libraries, official
 from edgecrafter.models.detector import detector
+from edgecrafter.models.detr import convert
 from edgecrafter.models.sizes import Size
 from edgecrafter.types import Labels, Skeleton
+
+SHOWN = 8
+"""entries that a message lists"""
+
 
 RT_LAYOUT = "encoder.input_proj.0.conv.weight"
 """an entry of RT-DETRv4's files, and of those of the detectors that it is built on"""
@@ -47,7 +54,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], str | None]:
     Raises ``ValueError`` for files that cannot be read or are something else.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # options of a training: plain attributes
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
             f"{path}: not a readable checkpoint ({str(error).splitlines()[0]}). Files with anything but tensors and "
@@ -86,27 +94,45 @@ def recognise(state: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor
     Raises ``ValueError`` that names the candidates when no model or more than one fits; ``path`` is for the message.
     """
     _refuse_hosts(state, path)
-    ours = official.to_ours(state)
+    ours, families = _known(state)
     shapes = {name: tuple(value.shape) for name, value in ours.items()}
-    signed = [f for f in FAMILIES.values() if f.sign and f.sign in state]  # others of the same shapes are told by it
-    read = signed or [f for f in FAMILIES.values() if f.sign == ""]
-    candidates = [_candidate(family, size, shapes) for family in read for size in family.sizes]
-    fits, best = [], ("", 10**9, "")
+    candidates = [_candidate(family, size, shapes) for family in families for size in family.sizes]
+    fits: list[Match] = []
+    nearest: tuple[str, list[str]] | None = None
     for each in candidates:
         wanted = {key: tuple(value.shape) for key, value in each.build().state_dict().items()}
         different = [key for key in {**wanted, **shapes} if wanted.get(key) != shapes.get(key)]
         if not different:
             fits.append(each)
-        elif len(different) < best[1]:
-            best = (each.name, len(different), different[0])
+        elif nearest is None or len(different) < len(nearest[1]):
+            nearest = each.name, [_difference(key, wanted, shapes) for key in different]
     if len(fits) == 1:
         return ours, fits[0]
     if fits:
         raise ValueError(f"{path}: fits more than one model: {', '.join(each.name for each in fits)}")
+    assert nearest is not None
     raise ValueError(
-        f"{path}: fits no model of {', '.join(each.name for each in candidates)}; nearest is {best[0]} with {best[1]} "
-        f"different entries, for example {best[2]}"
+        f"{path}: fits no model of {', '.join(each.name for each in candidates)}; nearest is {nearest[0]} with "
+        f"{len(nearest[1])} different entries, for example {', '.join(nearest[1][:SHOWN])}"
     )
+
+
+def _known(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[Family]]:
+    """Weights under our names, and the families that they may be of."""
+    arch = convert.arch_of(state)
+    if arch is not None:
+        ours = convert.to_ours(state, registry.COCO_IDS)
+        return ours, [f for f in FAMILIES.values() if any(row.arch == arch for row in f.sizes.values())]
+    convert.refuse_early(state)
+    signed = [f for f in FAMILIES.values() if f.sign and f.sign in state]  # others of the same shapes are told by it
+    return official.to_ours(state), signed or [f for f in FAMILIES.values() if f.sign == ""]
+
+
+def _difference(key: str, wanted: Mapping[str, tuple[int, ...]], there: Mapping[str, tuple[int, ...]]) -> str:
+    """What is wrong with an entry, in words."""
+    if key not in there:
+        return f"{key} (missing)"
+    return f"{key} ({list(there[key])} instead of {list(wanted[key])})" if key in wanted else f"{key} (not of it)"
 
 
 def _refuse_hosts(state: Mapping[str, Tensor], path: Path) -> None:
@@ -122,7 +148,8 @@ def _refuse_hosts(state: Mapping[str, Tensor], path: Path) -> None:
 def _candidate(family: Family, size: str, shapes: Mapping[str, tuple[int, ...]]) -> Match:
     """What a file is if it is of this model."""
     labels = family.task.labels
-    classes = shapes.get("decoder.enc_score.bias", (len(labels),))[0]
+    scores = (shapes[name] for name in ("decoder.enc_score.bias", "decoder.score.bias") if name in shapes)
+    (classes,) = next(scores, (len(labels),))
     if classes != len(labels):
         labels = replace(labels, names=tuple(f"class {i}" for i in range(classes)), ids=(), unused=())
     points = shapes.get("decoder.keypoints.weight", (0,))[0]

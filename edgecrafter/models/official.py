@@ -8,7 +8,7 @@ known, every tensor must have its shape, constants must have their value.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -133,21 +133,22 @@ SIDE = 640
 
 def official_name(ours: str, kind: str = "boxes") -> str:
     """The released key of one of our entries, of a model of ``kind`` (boxes, poses, rt); ``KeyError`` without one."""
-    return _renamed(ours, _TO_OFFICIAL[kind])
+    return renamed(ours, _TO_OFFICIAL[kind])
 
 
 def our_name(official: str, kind: str = "boxes") -> str:
     """Our key of a released entry; ``KeyError`` when there is none (constants have none)."""
-    return _renamed(official, _TO_OURS[kind])
+    return renamed(official, _TO_OURS[kind])
 
 
 def unwrap(file: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The state dict of a released file: ``ema.module`` when present, else ``model``, else the mapping itself."""
+    """The state dict of a released file: ``ema.module`` when present, else ``model``, else ``state_dict``
+    (MMDetection), else the mapping itself."""
     ema = file.get("ema")
     if isinstance(ema, Mapping) and isinstance(ema.get("module"), Mapping):
         return dict(ema["module"])
-    model = file.get("model")
-    return dict(model) if isinstance(model, Mapping) else dict(file)
+    inside = (file[name] for name in ("model", "state_dict") if isinstance(file.get(name), Mapping))
+    return dict(next(inside, file))
 
 
 def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -177,8 +178,8 @@ def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our state dict under the released names, with the constants that a released file holds besides."""
     kind = next((kind for kind, sign in _OUR_SIGNS.items() if sign in state), "boxes")
-    renamed = {official_name(name, kind): value for name, value in state.items()}
-    return {**renamed, **constants(renamed)}
+    theirs = {official_name(name, kind): value for name, value in state.items()}
+    return {**theirs, **constants(theirs)}
 
 
 def has_layout(state: Mapping[str, Tensor]) -> bool:
@@ -212,16 +213,18 @@ def _compare(name: str, value: Tensor, wanted: Tensor) -> None:
         raise ValueError(f"{name} is not the constant of this architecture: the file belongs to another kind of model")
 
 
-def _compile(rows: list[tuple[str, str]]) -> list[tuple[re.Pattern[str], str]]:
-    compiled = []
+def compiled(rows: Sequence[tuple[str, str]]) -> list[tuple[re.Pattern[str], str]]:
+    """A table of (from, to) for ``renamed``."""
+    found = []
     for source, target in rows:
         pattern = re.escape(source).replace(r"\#", "#").replace("#", r"(\d+)").replace(r"\*", "(.+)")
         parts = iter(range(1, 10))
-        compiled.append((re.compile(pattern), re.sub(r"[#*]", lambda _, p=parts: f"\\{next(p)}", target)))  # type: ignore[misc]
-    return compiled
+        found.append((re.compile(pattern), re.sub(r"[#*]", lambda _, p=parts: f"\\{next(p)}", target)))  # type: ignore[misc]
+    return found
 
 
-def _renamed(name: str, rows: list[tuple[re.Pattern[str], str]]) -> str:
+def renamed(name: str, rows: list[tuple[re.Pattern[str], str]]) -> str:
+    """A name by the first row that fits; ``KeyError`` without one."""
     for pattern, target in rows:
         match = pattern.fullmatch(name)
         if match:
@@ -233,10 +236,16 @@ _TABLES: dict[str, tuple[tuple[str, str], ...]] = {"boxes": BOXES, "poses": POSE
 _SIGNS = {"poses": "decoder.tgt_embed.weight", "rt": "encoder.input_proj.0.conv.weight"}
 """an entry that only files of this kind have"""
 _OUR_SIGNS = {"poses": "decoder.ranks.weight", "rt": "backbone.vit.network.stem.stem1.conv.weight"}
-_TO_OFFICIAL = {kind: _compile(list(rows)) for kind, rows in _TABLES.items()}
-_TO_OURS = {kind: _compile([(b, a) for a, b in rows]) for kind, rows in _TABLES.items()}
+_TO_OFFICIAL = {kind: compiled(rows) for kind, rows in _TABLES.items()}
+_TO_OURS = {kind: compiled([(b, a) for a, b in rows]) for kind, rows in _TABLES.items()}
 
-CLASS_ROWS = ("decoder.enc_score.", "decoder.scores.", "decoder.groups.table.", "decoder.groups.labels.")
+CLASS_ROWS = (
+    "decoder.enc_score.",
+    "decoder.scores.",
+    "decoder.score.",
+    "decoder.groups.table.",
+    "decoder.groups.labels.",
+)
 
 
 KEYPOINT_ROWS = ("decoder.keypoints.", "decoder.groups.keypoints.")

@@ -53,10 +53,9 @@ class Layer(nn.Module):
 
 
 class DeformableDecoder(nn.Module):
-    """Learned queries, each around a point of its own; boxes are read off every layer, none is passed on."""
+    """Learned queries, each around a point of its own; one head reads boxes off every layer, none is passed on."""
 
-    last_only = ("scores", "boxes")
-    """heads of which inference reads the last layer's only; ``fuse`` drops the others"""
+    last_only = ()
 
     def __init__(
         self,
@@ -78,14 +77,12 @@ class DeformableDecoder(nn.Module):
             return Projected(PointAttention(width, heads, (POINTS,) * levels), width)
 
         self.layers = nn.ModuleList(Layer(width, hidden, attention(), heads, dropout) for _ in range(layers))
-        self.scores = nn.ModuleList(nn.Linear(width, classes) for _ in range(layers))
-        self.boxes = nn.ModuleList(MLP(width, width, 4, 3, F.relu) for _ in range(layers))
+        self.score, self.box = nn.Linear(width, classes), MLP(width, width, 4, 3, F.relu)
         nn.init.xavier_uniform_(self.point.weight)
         nn.init.zeros_(self.point.bias)
-        start_heads(self.scores, self.boxes)
-        for box in self.boxes:
-            with torch.no_grad():
-                box.layers[-1].bias[2:] = -2.0  # type: ignore[index,union-attr,operator]
+        start_heads([self.score], [self.box])
+        with torch.no_grad():
+            self.box.layers[-1].bias[2:] = -2.0  # type: ignore[index,operator]
 
     def forward(self, memory: Sequence[Tensor], masks: Sequence[Tensor], groups: Sequence[QueryGroup] = ()) -> Outputs:
         B, count = len(memory[0]), self.queries.num_embeddings
@@ -103,9 +100,9 @@ class DeformableDecoder(nn.Module):
         for i, layer in enumerate(self.layers):
             x = layer(x, where, places, memory, masks, allowed)
             if self.training or i == len(self.layers) - 1:
-                moved = self.boxes[i](x).float()
+                moved = self.box(x).float()
                 centre = moved[..., :2] + inverse_sigmoid(points, EPS_POINT)
-                layers.append(LayerOutput(self.scores[i](x), torch.cat([centre, moved[..., 2:]], dim=-1).sigmoid()))
+                layers.append(LayerOutput(self.score(x), torch.cat([centre, moved[..., 2:]], dim=-1).sigmoid()))
         counts = [*(g.labels.shape[1] for g in groups), count]
         return divided(Outputs(layers, None), counts, groups, None, memory)
 
@@ -115,6 +112,7 @@ class DinoDecoder(nn.Module):
     a correction is also learned through the prediction of the next layer (look forward twice)."""
 
     last_only = ("scores",)
+    """heads of which inference reads the last layer's only; ``fuse`` drops the others"""
 
     def __init__(
         self, classes: int, width: int, hidden: int, layers: int, queries: int, levels: int, heads: int = HEADS
