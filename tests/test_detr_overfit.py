@@ -1,4 +1,4 @@
-"""The classic detectors learn: eight generated pictures of two shapes, padded to one batch, learned by heart."""
+"""The classic detectors learn: eight generated pictures of two formats, padded to one batch, learned by heart."""
 
 from __future__ import annotations
 
