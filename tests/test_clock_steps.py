@@ -211,6 +211,23 @@ def _regions(batch: Batch, sides: tuple[int, ...]) -> list[Any]:
     return [regions(*objects_of(batch), (side, side)) for side in sides]
 
 
+def test_pictures_of_any_size_for_a_teacher_of_squares() -> None:
+    """A student that keeps ratios has sides that the teacher does not take: they are padded, its maps are cut."""
+    teacher = clock.teacher("ecdet-p")
+    images = torch.randint(0, 256, (2, 3, 67, 90), dtype=torch.uint8)
+    said = teacher(images)
+    assert [tuple(x.shape[2:]) for x in said.memory] == [(9, 12), (5, 6), (3, 3)]
+    whole = clock.network("ecdet-p", seed=1)[0].eval()
+    with torch.no_grad():
+        padded = whole(nn.functional.pad(teacher.spec.normalise(images), (0, 6, 0, 29)))
+    for one, other in zip(said.memory, padded.memory, strict=True):
+        torch.testing.assert_close(one, other[:, :, : one.shape[2], : one.shape[3]])
+    method = clock.clock("dino-r18", "ecdet-p", tcld=False)
+    batch = replace(clock.batch((2, 0)), images=images, valid=torch.ones(2, 67, 90, dtype=torch.bool))
+    losses = step_of("dino-r18", [method])(batch)
+    assert torch.isfinite(losses["clock_memory"]) and float(losses["clock_memory"].detach()) > 0
+
+
 @pytest.mark.parametrize("mask", ["location", "none"])
 def test_padding_of_pictures_is_no_memory(mask: str) -> None:
     method = clock.clock("dino-r18", "dino-r18", tcld=False, mask=mask)

@@ -7,11 +7,15 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgecrafter.geometry.sides import KEEP
 from edgecrafter.types import InputSpec, Labels, Outputs, QueryGroup
 
 T = TypeVar("T")
+STEP = 32
+"""sides of the pictures of detectors that do not keep ratios are multiples of this"""
 PROBE = (128, 128)
 """height, width of the picture that shows the levels of a network"""
 
@@ -34,8 +38,8 @@ class DetectorTeacher:
     """
 
     def __init__(self, network: nn.Module, spec: InputSpec, labels: Labels, name: str, licence: str = "") -> None:
-        """``network`` has a ``decoder`` and is called ``network(images, groups)``, with ``valid=`` for padded images;
-        ``spec`` normalises the pictures the teacher's own way; ``labels`` are its classes."""
+        """``network`` has a ``decoder`` and is called ``network(images, groups)``, with ``valid=`` for padded images
+        where ``spec`` keeps ratios; ``spec`` normalises pictures the teacher's own way; ``labels`` are its classes."""
         self.network = network.eval().requires_grad_(False)
         self.spec, self.labels, self.name, self.licence = spec, labels, name, licence
         self.dtype = torch.float32
@@ -59,10 +63,15 @@ class DetectorTeacher:
     def answers(self, images: Tensor, groups: Sequence[QueryGroup] = (), valid: Tensor | None = None) -> Outputs:
         """The same with gradients, of what the questions are made of."""
         x = self.spec.normalise(images, valid)
-        x = x.contiguous(memory_format=torch.channels_last)
         more = {} if valid is None else {"valid": valid}
+        if self.spec.resize != KEEP:  # knows no padding, and a student that keeps ratios has pictures of any size
+            more = {}
+            x = F.pad(x, (0, -x.shape[3] % STEP, 0, -x.shape[2] % STEP))
+        x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
             outputs: Outputs = self.network(x, groups, **more)
+        if x.shape != images.shape:
+            outputs.features, outputs.memory = (_cut(each, x, images) for each in (outputs.features, outputs.memory))
         return _float32(outputs)
 
     def levels(self) -> dict[str, list[Level]]:
@@ -87,6 +96,13 @@ class DetectorTeacher:
             f"there and '{own}' here. Answers can be compared between the same classes in the same order only: train "
             "the teacher on these data"
         )
+
+
+def _cut(maps: Sequence[Tensor], padded: Tensor, images: Tensor) -> list[Tensor]:
+    """Maps of padded images without the cells that are padding alone."""
+    h, w = images.shape[2:]
+    strides = [padded.shape[2] // each.shape[2] for each in maps]
+    return [each[:, :, : -(-h // n), : -(-w // n)] for each, n in zip(maps, strides, strict=True)]
 
 
 def _float32(value: T) -> T:
