@@ -60,7 +60,7 @@ class Patches(nn.Module):
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_padding_changes_nothing(arch):
-    """But for three things that are so in the originals and left out here: convolutions of the backbone reach across the
+    """But for three things of the originals, left out here: convolutions of the backbone reach across the
     border, group norms of the neck see the padding, and DINO's codes are of boxes relative to the padded picture."""
     torch.manual_seed(0)
     _, info = small(arch)
