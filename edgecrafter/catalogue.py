@@ -9,7 +9,7 @@ from typing import Any
 from edgecrafter import registry
 
 OURS = "a size of our own: no weights are published, train it on your data"
-OTHERS = "an architecture of others: we read no weights of its authors, train it on your data"
+OTHERS = "an architecture of others: no weights to fetch by name, train it on your data"
 FOREIGN = ("deim", "dfine", "rtdetrv2", "dab-detr", "deformable-detr", "dino")
 """families of such"""
 TASKS = {
@@ -30,7 +30,7 @@ PARAMETERS = {
     "dfine-l": 31_289_848, "dfine-x": 62_715_480, "rtdetrv2-r18": 20_180_240, "rtdetrv2-r34": 31_437_444,
     "rtdetrv2-r50": 42_944_620, "rtdetrv2-r101": 76_661_740,
     "dab-detr-r18": 30_987_474, "dab-detr-r50": 43_668_690, "dab-detr-r101": 62_608_594,
-    "deformable-detr-r18": 24_317_626, "deformable-detr-r50": 40_832_698, "deformable-detr-r101": 59_772_602,
+    "deformable-detr-r18": 23_551_766, "deformable-detr-r50": 40_066_838, "deformable-detr-r101": 59_006_742,
     "dino-r18": 31_135_500, "dino-r50": 47_650_572, "dino-r101": 66_590_476,
     "ecvit-p": 726_156, "ecvit-n": 2_476_944, "ecvit-t": 5_557_464, "ecvit-t+": 9_866_016,
     "ecvit-s": 22_167_216, "ecvit-s+": 29_254_320, "ecteacher-s": 32_385_838, "ecteacher-b": 106_623_790,
