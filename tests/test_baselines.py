@@ -501,6 +501,7 @@ def _in_two(rank: int, folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     """One of them has a batch without objects. (Cells that MGD hides depend on how many pictures a process has.)"""
     first, second = together(_in_two, tmp_path)

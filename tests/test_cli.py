@@ -227,6 +227,7 @@ def test_info_counts_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
     assert "64 x 96" in text and "paper's way" in text and "deploy form" in text
 
 
+@pytest.mark.slow  # counts two dozen networks
 def test_info_all_sets_the_paper_beside(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--all"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -341,6 +341,7 @@ TWO: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     first, second = together(_in_two, tmp_path)
     assert_same(first, second)

@@ -22,7 +22,7 @@ CASES = {"detect": (SHAPES, 100), "segment": (SHAPES, 110), "pose": (POSED, 140)
 """task -> what the pictures show, and steps"""
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["detect", *(pytest.param(n, marks=pytest.mark.slow) for n in ("segment", "pose"))])
 def test_eight_pictures_are_learned_by_heart(tmp_path, name):
     torch.manual_seed(0)
     start = time.perf_counter()
