@@ -83,11 +83,11 @@ class Training:
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
     """Seconds of every round, by name."""
     scenes.write(folder, 4 * args.batch, 1, size=args.size, seed=0)
-    teacher = [f"teacher={args.teacher}", "teacher_weights=none", "rho=11"]
+    teacher = [f"teacher={args.teacher}", "teacher_weights=none"]
     kinds = {
         "without": Training(args, str(folder), []),
         "DSI": Training(args, str(folder), ["dsi", *teacher, "gam=none"]),
-        "DSI and GAM": Training(args, str(folder), ["dsi", *teacher, "gam=released"]),
+        "DSI and GAM": Training(args, str(folder), ["dsi", *teacher, "gam=released", "rho=11"]),
     }
     begin = kinds["without"].begin
     size, plan = begin.info.input.size, begin.plan
