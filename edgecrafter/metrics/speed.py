@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from edgecrafter.types import Outputs
 
@@ -38,6 +37,8 @@ def flops(network: nn.Module, size: tuple[int, int] = (640, 640)) -> Flops:
     Runs a copy of the network on torch's meta device: shapes only. Norms, activations, softmax and sampling are not
     counted. The published numbers are of the deploy form at 640 x 640 (``models.fuse``).
     """
+    from torch.utils.flop_counter import FlopCounterMode  # which takes triton along: imported where it is used
+
     shadow = copy.deepcopy(network).to("meta").eval().requires_grad_(False)
     counter, attention = FlopCounterMode(display=False), _Attention()
     with torch.no_grad(), attention, counter:
