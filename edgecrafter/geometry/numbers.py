@@ -19,3 +19,8 @@ def inverse_sigmoid(x: Tensor, eps: float) -> Tensor:
     """log(x / (1 - x)) of x clipped to [0, 1], with both parts at least ``eps``."""
     x = x.clamp(0, 1)
     return (x.clamp(min=eps) / (1 - x).clamp(min=eps)).log()
+
+
+def corrected(change: Tensor, places: Tensor, eps: float) -> Tensor:
+    """Boxes or points in 0..1 moved by a change of their logits, in float32; ``eps`` as in ``inverse_sigmoid``."""
+    return (change.float() + inverse_sigmoid(places, eps)).sigmoid()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgecrafter.geometry import bins
-from edgecrafter.geometry.numbers import EPS_BOX, inverse_sigmoid
+from edgecrafter.geometry.numbers import EPS_BOX, corrected
 from edgecrafter.models.queries import PRIOR, GroupEmbedding, Queries, divided, select
 from edgecrafter.nn.attention import PositionedAttention
 from edgecrafter.nn.conv import ConvNorm
@@ -146,7 +146,7 @@ class Decoder(nn.Module):
                 layer.masks = masks
             if outputs.first is not None:
                 outputs.first.masks = outputs.layers[-1].masks  # as in the released training
-        return divided(outputs, queries.counts, groups, proposals, memory)
+        return divided(outputs, groups, proposals, memory)
 
     def start(self, memory: Sequence[Tensor], groups: Sequence[QueryGroup]) -> tuple[Queries, LayerOutput]:
         """The queries, and the proposals that the network's own ones come from (``select``)."""
@@ -172,7 +172,7 @@ class Decoder(nn.Module):
             x = layer(x, position, boxes, values, queries.allowed)
             contents.append(x)
             if i == 0:
-                base = (self.first_box(x).float() + inverse_sigmoid(boxes, EPS_BOX)).sigmoid()
+                base = corrected(self.first_box(x), boxes, EPS_BOX)
                 first = LayerOutput(self.scores[0](x), base) if self.training else None
             edges = self.boxes[i](x + previous).unflatten(-1, (4, bins.BINS)) + edges
             moves = bins.distances(edges.float(), self.bin_values)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgecrafter.geometry.numbers import EPS_BOX, inverse_sigmoid
+from edgecrafter.geometry.numbers import EPS_BOX, corrected
 from edgecrafter.models.queries import PRIOR, GroupEmbedding, Queries, divided, select
 from edgecrafter.nn.attention import PositionedAttention
 from edgecrafter.nn.conv import ConvNorm
@@ -84,7 +84,7 @@ class PlainDecoder(nn.Module):
             box=self.enc_box,
             embed=self.groups,
         )
-        return divided(self.refine(queries, read), queries.counts, groups, proposals, memory)
+        return divided(self.refine(queries, read), groups, proposals, memory)
 
     def refine(self, queries: Queries, memory: Sequence[Tensor]) -> Outputs:
         """All queries through all layers. A layer's boxes have no gradient in the next one."""
@@ -92,7 +92,7 @@ class PlainDecoder(nn.Module):
         layers: list[LayerOutput] = []
         for i, layer in enumerate(self.layers):
             x = layer(x, self.position(boxes), boxes, memory, queries.allowed)
-            moved = (self.boxes[i](x).float() + inverse_sigmoid(boxes, EPS_BOX)).sigmoid()
+            moved = corrected(self.boxes[i](x), boxes, EPS_BOX)
             if self.training or i == len(self.layers) - 1:
                 layers.append(LayerOutput(self.scores[i](x), moved))
             boxes = moved.detach()

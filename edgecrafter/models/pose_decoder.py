@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgecrafter.geometry import bins
-from edgecrafter.geometry.numbers import inverse_sigmoid
+from edgecrafter.geometry.numbers import corrected, inverse_sigmoid
 from edgecrafter.models.decoder import HEADS
 from edgecrafter.models.queries import MARGIN, PRIOR, Queries, allowed_pairs, divided, grid, pick
 from edgecrafter.nn.attention import PositionedAttention
@@ -134,7 +134,7 @@ class PoseDecoder(nn.Module):
     def forward(self, memory: Sequence[Tensor], groups: Sequence[QueryGroup] = ()) -> Outputs:
         queries, proposals = self.start(memory, groups)
         outputs = self.refine(queries, split_heads(memory, HEADS), memory[0])
-        return divided(outputs, queries.counts, groups, proposals, memory)
+        return divided(outputs, groups, proposals, memory)
 
     def start(self, memory: Sequence[Tensor], groups: Sequence[QueryGroup]) -> tuple[Queries, LayerOutput]:
         """The best-scored memory tokens give the places of the network's own queries, behind those of the groups."""
@@ -154,7 +154,6 @@ class PoseDecoder(nn.Module):
             content=torch.cat([*(content for content, _ in given), own], dim=1),
             places=torch.cat([*(places for _, places in given), with_centre(points.detach())], dim=1),
             allowed=allowed_pairs(groups, count, tokens.device),
-            counts=[*(group.labels.shape[1] for group in groups), count],
         )
         return queries, proposals
 
@@ -174,7 +173,7 @@ class PoseDecoder(nn.Module):
             x = layer(before, position, places, values, queries.allowed)
             instance, tokens = x[:, :, 0], x[:, :, 1:]
             if i == 0:
-                base = (self.first_pose(tokens).float() + inverse_sigmoid(places[:, :, 1:], EPS)).sigmoid()
+                base = corrected(self.first_pose(tokens), places[:, :, 1:], EPS)
                 first = LayerOutput(self.scores[0](instance), keypoints=base) if self.training else None
                 start = base.detach()
             heard = tokens + before[:, :, 1:].detach() if i else tokens

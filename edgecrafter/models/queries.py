@@ -27,8 +27,6 @@ class Queries:
     """[B, T, 4] boxes cxcywh; pose: [B, T, 1 + K, 2] points; no gradient"""
     allowed: Tensor | None
     """[T, T] bool, true = the row may look at the column; None when there are no groups"""
-    counts: list[int]
-    """queries of each group, then of the network's own"""
 
 
 def anchors(shapes: Sequence[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -128,7 +126,6 @@ def select(
         content=torch.cat([*contents, content.detach()], dim=1),
         places=torch.cat([*group_boxes, boxes.detach()], dim=1),
         allowed=allowed_pairs(groups, count, tokens.device),
-        counts=[*(g.labels.shape[1] for g in groups), count],
     )
     return found, proposals
 
@@ -154,12 +151,13 @@ def pick(x: Tensor, index: Tensor) -> Tensor:
 
 def divided(
     outputs: Outputs,
-    counts: Sequence[int],
     groups: Sequence[QueryGroup],
     proposals: LayerOutput | None,
     memory: Sequence[Tensor],
 ) -> Outputs:
     """Outputs of all queries -> those of the network's own queries, which hold those of each group."""
+    sizes = [group.labels.shape[1] for group in groups]
+    counts = [*sizes, outputs.layers[-1].logits.shape[1] - sum(sizes)]
     ends = [sum(counts[: i + 1]) for i in range(len(counts))]
     parts = [_part(outputs, end - count, count) for end, count in zip(ends, counts, strict=True)]
     for part, group in zip(parts, groups, strict=False):

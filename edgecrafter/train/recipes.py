@@ -72,8 +72,6 @@ _V2: dict[str, Any] = {
     "gamma": 1.0, "warmup_power": 1, "scales": 3, "reload_best": False,
 }  # fmt: skip
 
-# EdgeCrafter, Tables 10 to 12; clip, EMA and warm-up as in the released training. Rows p and n are ours: they start
-# from random weights, so backbone and head learn at one rate, and they are meant for small data on small machines.
 # MMDetection's standard settings (spec of CLoCKDistill, 4.3): a constant rate, a tenth of it in the last epochs.
 _DEPTHS = ("r18", "r50", "r101")
 _CLASSIC: dict[str, Any] = {
@@ -81,6 +79,8 @@ _CLASSIC: dict[str, Any] = {
     "classic": True,
 }  # fmt: skip
 
+# EdgeCrafter, Tables 10 to 12; clip, EMA and warm-up as in the released training. Rows p and n are ours: they start
+# from random weights, so backbone and head learn at one rate, and they are meant for small data on small machines.
 RECIPES: dict[str, dict[str, Recipe]] = {
     "ecdet": {
         "p": Recipe(74, 36, 0.5, 0.0, 1e-3, 1e-4, lr=1e-3, batch=16, ours=True),

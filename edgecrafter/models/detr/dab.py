@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgecrafter.geometry.numbers import inverse_sigmoid
+from edgecrafter.geometry.numbers import corrected
 from edgecrafter.models.detr.decoder import EPS_DINO, start_heads
 from edgecrafter.models.detr.encoder import HEADS, FeedForward
 from edgecrafter.models.detr.padding import flat, sine_of_boxes, sine_of_mask
@@ -146,13 +146,12 @@ class DabDecoder(nn.Module):
             x = layer(x, self.position(code), self.modulated(sine, x, seen), tokens, codes, real, allowed)
             says = self.norm(x)
             if self.training or i == len(self.layers) - 1:
-                found = (self.box(says).float() + inverse_sigmoid(kept, EPS_DINO)).sigmoid()
+                found = corrected(self.box(says), kept, EPS_DINO)
                 layers.append(LayerOutput(self.score(says), found))
-            # passed on from the state before its norm, as in the authors' code
-            kept = (self.box(x).float() + inverse_sigmoid(seen, EPS_DINO)).sigmoid()
-            seen = kept.detach()
-        counts = [*(g.labels.shape[1] for g in groups), count]
-        return divided(Outputs(layers, None), counts, groups, None, memory)
+            if i < len(self.layers) - 1:  # passed on from the state before its norm, as in the authors' code
+                kept = corrected(self.box(x), seen, EPS_DINO)
+                seen = kept.detach()
+        return divided(Outputs(layers, None), groups, None, memory)
 
     def modulated(self, sine: Tensor, x: Tensor, boxes: Tensor) -> Tensor:
         """Sine codes [B, T, D] (half of y, half of x), the longer the box, the wider they look: each half times the

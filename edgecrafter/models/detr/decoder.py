@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgecrafter.geometry.numbers import inverse_sigmoid
+from edgecrafter.geometry.numbers import corrected, inverse_sigmoid
 from edgecrafter.models.detr.encoder import HEADS, POINTS, FeedForward
 from edgecrafter.models.detr.padding import centres, flat, ratios_of, sine_of_boxes
 from edgecrafter.models.queries import ANCHOR_SIZE, MARGIN, PRIOR, GroupEmbedding, allowed_pairs, divided, pick
@@ -103,8 +103,7 @@ class DeformableDecoder(nn.Module):
                 moved = self.box(x).float()
                 centre = moved[..., :2] + inverse_sigmoid(points, EPS_POINT)
                 layers.append(LayerOutput(self.score(x), torch.cat([centre, moved[..., 2:]], dim=-1).sigmoid()))
-        counts = [*(g.labels.shape[1] for g in groups), count]
-        return divided(Outputs(layers, None), counts, groups, None, memory)
+        return divided(Outputs(layers, None), groups, None, memory)
 
 
 class DinoDecoder(nn.Module):
@@ -152,13 +151,12 @@ class DinoDecoder(nn.Module):
             says = self.norm(x)
             if self.training or i == len(self.layers) - 1:
                 # from the boxes before, through which gradients pass (look forward twice)
-                found = (self.boxes[i](says).float() + inverse_sigmoid(kept, EPS_DINO)).sigmoid()
+                found = corrected(self.boxes[i](says), kept, EPS_DINO)
                 layers.append(LayerOutput(self.scores[i](says), found))
-            # the boxes that are passed on come from the state before its norm, as in the authors' code
-            kept = (self.boxes[i](x).float() + inverse_sigmoid(seen, EPS_DINO)).sigmoid()
-            seen = kept.detach()
-        counts = [*(g.labels.shape[1] for g in groups), count]
-        return divided(Outputs(layers, None), counts, groups, proposals, memory)
+            if i < len(self.layers) - 1:  # passed on from the state before its norm, as in the authors' code
+                kept = corrected(self.boxes[i](x), seen, EPS_DINO)
+                seen = kept.detach()
+        return divided(Outputs(layers, None), groups, proposals, memory)
 
     def propose(self, memory: Sequence[Tensor], masks: Sequence[Tensor]) -> LayerOutput:
         """The best-scored tokens and their boxes; tokens too near to the border or outside of the picture have none."""
