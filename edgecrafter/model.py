@@ -27,6 +27,8 @@ from edgecrafter.tasks import TASKS
 from edgecrafter.train.config import TrainConfig
 
 if TYPE_CHECKING:
+    from edgecrafter.export.config import ExportConfig
+    from edgecrafter.export.run import Exported
     from edgecrafter.pipeline.report import Report
     from edgecrafter.train.distil import Distilled
     from edgecrafter.train.run import Trained
@@ -137,6 +139,21 @@ class Model:
 
     def _size(self, imgsz: Side) -> tuple[int, int] | None:
         return None if imgsz is None else input_size(imgsz, self.info.input.resize)
+
+    def export(self, config: ExportConfig | None = None, **options: Any) -> Exported:
+        """Write the model for another runtime and compare its answers with torch's; the options are the fields of
+        ``ExportConfig``: ``model.export(format="openvino", batch="dynamic")``.
+
+        The folder also holds ``metadata.json`` and ``infer.py``, which needs neither torch nor this package; ``load``
+        takes it, too. Raises ValueError for options that do not go together, and ``ParityError``, one, where the
+        answers differ too much.
+        """
+        from edgecrafter.export.config import ExportConfig
+        from edgecrafter.export.run import export
+        from edgecrafter.train.config import unknown
+
+        unknown(ExportConfig, options)
+        return export(self.network, self.info, config or ExportConfig(**options))
 
     def save(self, path: str | Path) -> Path:
         """Write weights, classes, input and licence as one safetensors file.

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         QuickstartOptions,
         ValOptions,
     )
+    from edgecrafter.export.config import ExportConfig
     from edgecrafter.figures import Drawn
     from edgecrafter.model import Model
     from edgecrafter.pipeline.config import PipelineConfig
@@ -66,6 +67,15 @@ def ablate(options: AblateConfig) -> None:
     from edgecrafter.ablate import ablate
 
     ablate(options)
+
+
+def export(options: ExportConfig) -> None:
+    """Export, and say where the files are and how close they are."""
+    from edgecrafter import model
+
+    if not options.model:
+        raise ValueError("model is missing: say what to export, such as edgecrafter export runs/detect/train")
+    print(model.load(options.model, options.device).export(options))
 
 
 def val(options: ValOptions) -> None:

@@ -24,6 +24,7 @@ from edgecrafter.cli.options import (
 
 if TYPE_CHECKING:
     from edgecrafter.ablate_config import AblateConfig
+    from edgecrafter.export.config import ExportConfig
     from edgecrafter.pipeline.config import PipelineConfig
     from edgecrafter.train.config import TrainConfig
     from edgecrafter.train.distill_config import DistillConfig
@@ -63,6 +64,12 @@ def _ablate_options() -> type[AblateConfig]:
     from edgecrafter.ablate_config import AblateConfig
 
     return AblateConfig
+
+
+def _export_options() -> type[ExportConfig]:
+    from edgecrafter.export.config import ExportConfig
+
+    return ExportConfig
 
 
 def _pipeline_options() -> type[PipelineConfig]:
@@ -210,6 +217,20 @@ edgecrafter info ecdet-s
 edgecrafter info ecpose-m
 edgecrafter info runs/detect/train --imgsz 320
 edgecrafter info --all""",
+    ),
+    "export": Command(
+        "write a model for another runtime, and prove that it answers as torch does",
+        actions.export,
+        _export_options,
+        ("model",),
+        """\
+edgecrafter export runs/detect/train                    # ONNX: boxes, scores, labels; with infer.py beside it
+edgecrafter export ecdet-s --format openvino --imgsz 384,640
+edgecrafter export ecdet-s --graph raw --batch dynamic  # logits and boxes of all queries, any number of pictures
+edgecrafter export runs/detect/train --half             # 16 bits where that is safe
+edgecrafter export runs/detect/train --int8 --data dataset --max-drop 0.01   # refuses to lose more AP
+edgecrafter export runs/detect/train --graph npu        # for chips without GridSample and TopK
+edgecrafter export runs/detect/train --preset latency   # TensorRT as in the papers; needs an NVIDIA GPU""",
     ),
     "convert": Command(
         "rewrite a weight file, released form to ours or back",

@@ -1,0 +1,65 @@
+"""Formats to export to: a further one is one file here, and one line in ``FORMATS``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgecrafter.export.graph import Graph
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a format needs besides the graph."""
+
+    precision: str = "fp32"
+    """fp32, fp16 or int8"""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """goes into the file where the format can hold it"""
+    calibration: Any = None
+    """``calibration.Calibration``, for int8"""
+    opset: int | None = None
+    """of ONNX files; None: the format's own"""
+
+
+@dataclass(frozen=True)
+class Format:
+    """What is known of a format."""
+
+    module: str
+    """in this package; its ``write(graph, folder, options)`` writes ``<part><suffix>`` for every part"""
+    suffix: str
+    runtime: str
+    """in ``deployed.infer.SESSIONS``; empty: nothing here can run it"""
+    needs: tuple[str, ...]
+    """modules that have to be there to write it"""
+    extra: str
+    """of this package, which brings them"""
+    precisions: tuple[str, ...] = ("fp32",)
+    dynamic: bool = False
+    """whether it takes any number of images"""
+    graphs: tuple[str, ...] = ("full", "raw", "npu")
+
+    def write(self, graph: Graph, folder: Path, options: Options) -> None:
+        """Write the parts into ``folder``. Raises ValueError where a tool is missing."""
+        missing = [name for name in self.needs if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ValueError(
+                f"format={self.module}: {', '.join(missing)} cannot be imported here. "
+                f"Install it: pip install 'edgecrafter[{self.extra}]'"
+            )
+        written: Callable[[Graph, Path, Options], None] = importlib.import_module(
+            f"edgecrafter.export.formats.{self.module}"
+        ).write
+        written(graph, folder, options)
+
+
+FORMATS = {
+    "onnx": Format(
+        "onnx", ".onnx", "onnxruntime", ("onnx", "onnxscript", "onnxruntime"), "onnx", ("fp32", "fp16", "int8"), True
+    ),
+}

@@ -1,0 +1,79 @@
+"""ONNX, through torch's exporter."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgecrafter.export.formats import Options
+from edgecrafter.export.graph import Graph, Part
+
+OPSET = 20
+"""GridSample and Gelu are operators of their own from here on; 17 is the least in which layer norms are"""
+LEAST = 17
+
+
+def write(graph: Graph, folder: Path, options: Options) -> None:
+    """Write ``<part>.onnx`` for every part; the metadata are in each.
+
+    Raises ValueError for an opset below 17, where layer norms fall apart and overflow in half precision.
+    """
+    import onnx
+
+    for part in graph.parts:
+        proto = model(part, graph.dynamic, options.opset)
+        if options.precision == "fp16":
+            from edgecrafter.export.half import halved
+
+            proto = halved(proto)
+        onnx.helper.set_model_props(proto, {"edgecrafter": json.dumps(options.metadata)})
+        path = folder / f"{part.name}.onnx"
+        if options.precision == "int8":
+            from edgecrafter.export.int8 import onnx_int8
+
+            onnx_int8(proto, path, part, options.calibration)
+        else:
+            onnx.save(proto, path)
+
+
+def model(part: Part, dynamic: bool, opset: int | None = None) -> Any:
+    """One part as ``onnx.ModelProto``; the nodes are named after the modules that they come from."""
+    opset = OPSET if opset is None else opset
+    if opset < LEAST:
+        raise ValueError(f"opset={opset}: layer norms are operators from {LEAST} on; give {LEAST} or more")
+    batch = torch.export.Dim("batch", min=1, max=1024)
+    shapes = tuple({0: batch} for _ in part.inputs) if dynamic else None
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            part.module,
+            tuple(part.inputs.values()),
+            dynamo=True,
+            opset_version=opset,
+            input_names=list(part.inputs),
+            output_names=list(part.outputs),
+            dynamic_shapes=shapes,
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    for node in proto.graph.node:
+        node.name = f"{_scope(node)}/{node.name}"
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in proto.graph.value_info:
+        del value.metadata_props[:]
+    return proto
+
+
+def _scope(node: Any) -> str:
+    """The module that a node comes from: ``network.backbone.vit.blocks.0.attn``."""
+    for entry in node.metadata_props:
+        if entry.key == "pkg.torch.onnx.name_scopes":
+            names: list[str] = json.loads(entry.value.replace("'", '"'))
+            return names[-2] if len(names) > 1 else ""
+    return ""
