@@ -245,24 +245,33 @@ class Products(nn.Module):
         return found[0] if parts == 1 else torch.cat(found, dim=1)
 
 
-def largest(x: Tensor, top: int) -> Tensor:
+class Largest(nn.Module):
     """The ``top`` largest of the last axis in order, [..., n] -> [..., top], as ``topk`` has them.
 
     One maximum after the other is taken and pushed down. Equal numbers go together, and count as often as they are
     there, so that ties are exact as well.
     """
-    places = torch.arange(top, dtype=x.dtype)
-    zero = torch.zeros((), dtype=x.dtype)
-    found, before = zero, zero
-    count = torch.zeros_like(x[..., :1])
-    for _ in range(top):
-        best = x.amax(-1, keepdim=True)
-        equal = x >= best
-        count = count + equal.to(x.dtype).sum(-1, keepdim=True)
-        filled = (count - places).clamp(0, 1)  # 1 for the places that are taken by now
-        found = found + best * (filled - before)
-        x, before = x.masked_fill(equal, LOWEST), filled
-    return found
+
+    def __init__(self, top: int) -> None:
+        super().__init__()
+        self.top = top
+        self.register_buffer("places", torch.arange(top, dtype=torch.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor | float = 0.0
+        count: Tensor | float = 0.0
+        before: Tensor | float = 0.0
+        for i in range(self.top):
+            best = x.amax(-1, keepdim=True)
+            equal = x >= best
+            count = count + equal.to(x.dtype).sum(-1, keepdim=True)
+            filled = (count - self.places).clamp(0, 1)  # type: ignore[operator]  # 1 for the places taken by now
+            found = found + best * (filled - before)
+            before = filled
+            if i < self.top - 1:
+                x = x.masked_fill(equal, LOWEST)
+        assert isinstance(found, Tensor)
+        return found
 
 
 class Quality(nn.Module):
@@ -270,11 +279,11 @@ class Quality(nn.Module):
 
     def __init__(self, quality: LocationQuality) -> None:
         super().__init__()
-        self.top, self.mlp = quality.top, quality.mlp
+        self.largest, self.mlp = Largest(quality.top), quality.mlp
 
     def forward(self, edges: Tensor) -> Tensor:
         """edges [B, Q, 4, bins] logits -> [B, Q, 1]."""
-        best = largest(edges.softmax(-1), self.top)
+        best = self.largest(edges.softmax(-1))
         return self.mlp(torch.cat([best, best.mean(-1, keepdim=True)], dim=-1).flatten(2))  # type: ignore[no-any-return]
 
 
@@ -283,7 +292,7 @@ class QualityOfPose(nn.Module):
 
     def __init__(self, quality: PoseQuality, shape: Shape) -> None:
         super().__init__()
-        self.top, self.mlp = quality.top, quality.mlp
+        self.largest, self.mlp = Largest(quality.top), quality.mlp
         self.rows, self.columns = Hat(shape[0]), Hat(shape[1])
 
     def forward(self, level: Tensor, points: Tensor) -> Tensor:
@@ -291,7 +300,7 @@ class QualityOfPose(nn.Module):
         flat = points.flatten(1, 2)
         x, y = self.columns(flat[..., :1]), self.rows(flat[..., 1:])  # [B, Q * K, w] and h
         cells = (y[..., None] * x[:, :, None]).flatten(2)
-        best = largest(cells @ level.flatten(2).transpose(1, 2), self.top)
+        best = self.largest(cells @ level.flatten(2).transpose(1, 2))
         best = torch.cat([best, best.mean(-1, keepdim=True)], dim=-1)
         return self.mlp(best.view(*points.shape[:2], -1))  # type: ignore[no-any-return]
 
