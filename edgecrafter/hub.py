@@ -28,6 +28,8 @@ FORMAT = "edgecrafter-1"
 OWN_LICENCE = "trained by you with edgecrafter (Apache-2.0 code); the licence of your data applies"
 RANDOM = "random weights"
 """``ModelInfo.source`` of a network that did not start from other weights"""
+EXPORTED = (".onnx", ".xml", ".tflite", ".pte", ".mlpackage", ".param", ".engine", ".rknn")
+"""suffixes of exported models"""
 
 
 @dataclass(frozen=True)
@@ -191,9 +193,15 @@ def locate(name_or_path: str | Path) -> Path:
 def resolve(path: str | Path) -> Path:
     """The best weights inside the folder of a training run or quickstart; any other path as it is.
 
-    Raises ``FileNotFoundError`` for a run that has not been evaluated yet, ``ValueError`` for that of a distillation.
+    Raises ``FileNotFoundError`` for a run that has not been evaluated yet, ``ValueError`` for that of a distillation
+    and for an export.
     """
     path = Path(path).expanduser()
+    if is_export(path):
+        raise ValueError(
+            f"{path} is an export, which can predict and be scored (edgecrafter predict, edgecrafter val); "
+            "for anything else give the weights that it was made of"
+        )
     for place in ("weights/best.safetensors", "model.safetensors"):
         if (path / place).is_file():
             return path / place
@@ -206,6 +214,12 @@ def resolve(path: str | Path) -> Path:
             f"{last}, or go on with edgecrafter train --resume {path}"
         )
     return path
+
+
+def is_export(path: str | Path) -> bool:
+    """Whether a path is the folder of an exported model, or a file of the kinds that are in one (``deployed.load``)."""
+    path = Path(path).expanduser()
+    return (path / "metadata.json").is_file() or (path.suffix in EXPORTED and path.exists())
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], ModelInfo]:

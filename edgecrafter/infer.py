@@ -52,7 +52,7 @@ def detect(
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r} is not known: use one of {', '.join(PRECISIONS)}")
-    device = next(network.parameters()).device
+    device = device_of(network)
     with torch.inference_mode(), torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
         known = {} if valid is None else {"valid": valid.to(device, non_blocking=True)}
         layer = network(spec.normalise(images.to(device, non_blocking=True), **known), **known).layers[-1]
@@ -80,6 +80,11 @@ def choose_device(device: str | int | torch.device | None = None) -> torch.devic
             f"device {device!r}: torch finds {count()} such devices on this machine. Use 'cpu', or leave it out"
         )
     return chosen
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Where the weights of a network are; the CPU for one that has none, such as an export."""
+    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
 
 
 def _on_cpu(found: list[Detections]) -> list[Detections]:

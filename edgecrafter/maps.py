@@ -93,11 +93,11 @@ def _title(file: Path | None, info: ModelInfo) -> str:
 
 
 def _detector(loaded: Model, title: str) -> Network:
-    loaded.network.eval()
+    network = loaded.detector().eval()
 
     def maps(images: Tensor) -> dict[str, Tensor]:
         with torch.inference_mode():
-            return levels(loaded.network(loaded.info.input.normalise(images.to(loaded.device))), images.shape[2])
+            return levels(network(loaded.info.input.normalise(images.to(loaded.device))), images.shape[2])
 
     return Network(title, loaded.info.input, maps, loaded)
 

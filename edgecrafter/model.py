@@ -17,7 +17,7 @@ from edgecrafter.data import check, formats
 from edgecrafter.evaluate import Scores, evaluate
 from edgecrafter.geometry.sides import input_size
 from edgecrafter.hub import ModelInfo
-from edgecrafter.infer import choose_device
+from edgecrafter.infer import choose_device, device_of
 from edgecrafter.models.fuse import fuse
 from edgecrafter.models.network import Detector
 from edgecrafter.predict import Predictor, Source
@@ -27,6 +27,7 @@ from edgecrafter.tasks import TASKS
 from edgecrafter.train.config import TrainConfig
 
 if TYPE_CHECKING:
+    from edgecrafter.deployed.network import Deployed
     from edgecrafter.export.config import ExportConfig
     from edgecrafter.export.run import Exported
     from edgecrafter.pipeline.report import Report
@@ -42,10 +43,11 @@ that keep the ratio of pictures the limits: one number for the short side, or sh
 class Model:
     """A network together with its classes and its way to prepare pictures.
 
-    ``network`` is an ordinary ``torch.nn.Module``; ``info`` says name, task, labels, input and licence.
+    ``network`` is an ordinary ``torch.nn.Module``; ``info`` says name, task, labels, input and licence. Of an exported
+    model it runs the export: that one predicts and can be scored, and nothing else.
     """
 
-    network: Detector
+    network: Detector | Deployed
     info: ModelInfo
 
     @property
@@ -55,7 +57,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return next(self.network.parameters()).device
+        return device_of(self.network)
 
     def to(self, device: str | torch.device) -> Model:
         """The same model on another device."""
@@ -131,11 +133,11 @@ class Model:
 
     def fuse(self) -> Model:
         """A new model in deploy form: same answers, fewer and cheaper layers; it cannot be trained."""
-        return Model(fuse(self.network), self.info)
+        return Model(fuse(self.detector()), self.info)
 
     def summary(self, imgsz: Side = None) -> Summary:
         """Parameters and FLOPs, both ways of counting."""
-        return summarise(self.network, self.info, self._size(imgsz))
+        return summarise(self.detector(), self.info, self._size(imgsz))
 
     def _size(self, imgsz: Side) -> tuple[int, int] | None:
         return None if imgsz is None else input_size(imgsz, self.info.input.resize)
@@ -153,22 +155,31 @@ class Model:
         from edgecrafter.train.config import unknown
 
         unknown(ExportConfig, options)
-        return export(self.network, self.info, config or ExportConfig(**options))
+        return export(self.detector(), self.info, config or ExportConfig(**options))
 
     def save(self, path: str | Path) -> Path:
         """Write weights, classes, input and licence as one safetensors file.
 
         Raises ValueError for a model in deploy form, which no file holds.
         """
-        return hub.save(self.network, self.info, path)
+        return hub.save(self.detector(), self.info, path)
+
+    def detector(self) -> Detector:
+        """The network with its weights. Raises ValueError for an export, which has none that torch could use."""
+        if not isinstance(self.network, Detector):
+            raise ValueError(
+                f"this {self.info.name} is an export, which can predict and be scored; for anything else load the "
+                "weights that it was made of"
+            )
+        return self.network
 
 
 def load(model: str | Path | Model, device: str = "", backbone: nn.Module | None = None, **options: Any) -> Model:
     """Load a model for use.
 
     Args:
-        model: a name such as ``"ecdet-s"`` (downloaded once), a file of this package, a released checkpoint, or the
-            folder of a training run.
+        model: a name such as ``"ecdet-s"`` (downloaded once), a file of this package, a released checkpoint, the folder
+            of a training run, or an export: its folder, or the file in it, such as ``"exports/ecdet-s_onnx"``.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``; empty: a GPU if there is one.
         backbone: the module that the model was built around, if it was one that came from Python: files do not hold
             its code, only its weights.
@@ -184,8 +195,19 @@ def load(model: str | Path | Model, device: str = "", backbone: nn.Module | None
             given = [*options, *([] if backbone is None else ["backbone"])]
             raise ValueError(f"{', '.join(given)}: such options go with a name or a file, this model is loaded already")
         return model.to(device) if device else model
+    if hub.is_export(model):
+        return _export(model, device, [*options, *([] if backbone is None else ["backbone"])])
     network, info = hub.load(model, choose_device(device), backbone, **options)
     return Model(network, info)
+
+
+def _export(path: str | Path, device: str, options: Sequence[str]) -> Model:
+    """An exported model; it takes no options."""
+    from edgecrafter.deployed import network
+
+    if options:
+        raise ValueError(f"{', '.join(options)}: {path} is an export and takes no such options; export it with them")
+    return Model(*network.load(path, device))
 
 
 def predict(model: str | Path | Model, source: Source, device: str = "", **options: Any) -> list[Result]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from edgecrafter.geometry.keypoints import default_sigmas
 from edgecrafter.geometry.numbers import on_device
 from edgecrafter.geometry.runs import Runs
-from edgecrafter.geometry.sides import KEEP, RESIZES, STRETCH, fitted
+from edgecrafter.geometry.sides import FRAME, KEEP, RESIZES, STRETCH, fitted, framed
 
 T = TypeVar("T")
 
@@ -123,6 +123,7 @@ class InputSpec:
     * ``"stretch"``: (height, width) of every input; the aspect ratio is not kept, as in the released models.
     * ``"keep"``: limits of the short and the long side; the aspect ratio is kept (``geometry.sides.fitted``), and in a
       batch pictures are padded on the right and below to the largest (``Batch.valid``), as classic detectors have it.
+    * ``"frame"``: the same with (height, width) of what pictures have to lie in, as in exports of such models.
 
     Raises ``ValueError`` for another ``resize``.
     """
@@ -139,7 +140,9 @@ class InputSpec:
 
     def fitted(self, height: float, width: float) -> tuple[int, int]:
         """The (height, width) in the input of a picture of ``height`` x ``width`` pixels."""
-        return fitted(height, width, self.size) if self.resize == KEEP else self.size
+        if self.resize == STRETCH:
+            return self.size
+        return {KEEP: fitted, FRAME: framed}[self.resize](height, width, self.size)
 
     def normalise(self, images: Tensor, valid: Tensor | None = None) -> Tensor:
         """RGB images [B, 3, H, W], uint8 in 0..255 or float in 0..1 -> float32 network input.

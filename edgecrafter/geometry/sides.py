@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 STRIDE = 32
-STRETCH, KEEP = "stretch", "keep"
-RESIZES = (STRETCH, KEEP)
-"""what ``InputSpec.resize`` may be"""
+STRETCH, KEEP, FRAME = "stretch", "keep", "frame"
+RESIZES = (STRETCH, KEEP, FRAME)
+"""what ``InputSpec.resize`` may be; the last one is of exported models only"""
 LONGEST = 1333 / 800
 """limit of the long side, in limits of the short one, where only that is given (as usual since Faster R-CNN)"""
 
@@ -39,5 +39,13 @@ def fitted(height: float, width: float, limits: tuple[int, int]) -> tuple[int, i
 
     375 x 1242 becomes 402 x 1333 for limits of (800, 1333).
     """
-    scale = min(min(limits) / min(height, width), max(limits) / max(height, width))
+    return _scaled(height, width, min(min(limits) / min(height, width), max(limits) / max(height, width)))
+
+
+def framed(height: float, width: float, frame: tuple[int, int]) -> tuple[int, int]:
+    """The same for the largest size that lies inside a frame of (height, width)."""
+    return _scaled(height, width, min(frame[0] / height, frame[1] / width))
+
+
+def _scaled(height: float, width: float, scale: float) -> tuple[int, int]:
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
