@@ -15,12 +15,10 @@ from torch import Tensor, nn
 from edgecrafter.export.forms import deployable
 from edgecrafter.geometry import boxes as box_ops
 from edgecrafter.geometry.sides import KEEP
+from edgecrafter.hub import ModelInfo
 from edgecrafter.infer import TOP_K
 from edgecrafter.models.network import Detector
 from edgecrafter.types import LayerOutput, MaskMap
-
-
-from edgecrafter.hub import ModelInfo
 
 
 @dataclass
@@ -107,7 +105,7 @@ class Full(Raw):
         Q, C = logits.shape[1:]
         scores, flat = logits.float().sigmoid().flatten(1).topk(min(self.top_k, Q * C))
         queries, labels = flat // C, flat % C
-        labels = labels if C == layer.logits.shape[-1] else used[labels]
+        labels = labels if layer.logits.shape[-1] == C else used[labels]
         found = {"scores": scores, "labels": labels}
         if layer.keypoints is not None:
             points = _rows(layer.keypoints.float().flatten(2), queries).unflatten(-1, (-1, 2))
@@ -167,7 +165,9 @@ def _full(network: Detector, info: ModelInfo, size: tuple[int, int], batch: int 
     module, inputs = Full(network, info).eval(), examples(info, size, batch)
     with torch.inference_mode():
         found = module.chosen(module.answer(*inputs.values()))
-    return Graph("full", [Part("model", module, inputs, tuple(found))], batch is None, {"top_k": len(found["scores"][0])})
+    return Graph(
+        "full", [Part("model", module, inputs, tuple(found))], batch is None, {"top_k": len(found["scores"][0])}
+    )
 
 
 def _npu(network: Detector, info: ModelInfo, size: tuple[int, int], batch: int | None) -> Graph:

@@ -20,7 +20,13 @@ TOOLS = ("edgecrafter", "torch", "onnx", "onnxruntime", "openvino", "nncf", "ai-
 
 
 def described(
-    graph: Graph, network: nn.Module, info: ModelInfo, kind: Format, size: tuple[int, int], batch: int | None, precision: str
+    graph: Graph,
+    network: nn.Module,
+    info: ModelInfo,
+    kind: Format,
+    size: tuple[int, int],
+    batch: int | None,
+    precision: str,
 ) -> dict[str, Any]:
     """The metadata of an export, before it has been checked."""
     given = info.input

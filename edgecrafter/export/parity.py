@@ -56,11 +56,11 @@ class Parity:
 
     def __str__(self) -> str:
         masks = "" if self.mask_iou is None else f", masks overlap by {self.mask_iou:.3f} at least"
-        missing = f"{self.missing} of " if self.missing else ""
+        missing = f"{self.missing} missing of " if self.missing else ""
         return (
             f"parity {'passed' if self.passed else 'FAILED'}: {missing}{self.detections} detections in {self.images} "
-            f"pictures{' are missing' if self.missing else ''}, boxes differ by {self.box_px:.2g} px at most, scores by "
-            f"{self.score:.2g}{masks}; worst picture: {self.worst}"
+            f"pictures; boxes differ by {self.box_px:.2g} px of the input at most, scores by {self.score:.2g}{masks}; "
+            f"worst picture: {self.worst}"
         )
 
 

@@ -17,7 +17,7 @@ from edgecrafter.data import formats as layouts
 from edgecrafter.export import metadata, parity
 from edgecrafter.export.config import ExportConfig
 from edgecrafter.export.formats import FORMATS, Format, Options
-from edgecrafter.export.graph import Graph, graph
+from edgecrafter.export.graph import graph
 from edgecrafter.geometry.sides import KEEP
 from edgecrafter.hub import ModelInfo
 from edgecrafter.models.network import Detector
@@ -113,7 +113,9 @@ def _format(config: ExportConfig, info: ModelInfo) -> tuple[Format, str, int | N
     if config.graph not in kind.graphs:
         raise ValueError(f"format={config.format} takes graph={' or '.join(kind.graphs)}, not {config.graph}")
     if config.graph == "npu" and info.input.resize == KEEP:
-        raise ValueError(f"{info.name}: the classic detectors have no npu graph; use graph=full or raw with format=onnx")
+        raise ValueError(
+            f"{info.name}: the classic detectors have no npu graph; use graph=full or raw with format=onnx"
+        )
     if config.int8 and not config.data:
         raise ValueError("int8 needs pictures like those that it will see: give data=DATASET")
     if config.max_drop is not None and not config.int8:
@@ -124,7 +126,9 @@ def _format(config: ExportConfig, info: ModelInfo) -> tuple[Format, str, int | N
 def _batch(config: ExportConfig, kind: Format) -> int | None:
     if config.batch == "dynamic":
         if not kind.dynamic or config.graph == "npu":
-            raise ValueError(f"batch=dynamic: format={config.format} graph={config.graph} has fixed shapes; give a number")
+            raise ValueError(
+                f"batch=dynamic: format={config.format} graph={config.graph} has fixed shapes; give a number"
+            )
         return None
     if not str(config.batch).isdigit() or int(config.batch) < 1:
         raise ValueError(f"batch={config.batch}: expected a number of images, 1 or more, or dynamic")
