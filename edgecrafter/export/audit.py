@@ -16,8 +16,6 @@ NEVER = (
 )
 INDEXED = ("Gather", "GatherElements", "GatherND")
 """forbidden where the indices are computed"""
-STATIC = ("Constant", "Shape", "Size", "Range")
-"""operators whose answers are whole numbers by nature; all but the first betray a shape that is worked out at run time"""
 
 
 @dataclass

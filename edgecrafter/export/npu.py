@@ -7,41 +7,30 @@ The ``encoder`` takes ``images`` [B, 3, H, W] (RGB in 0..1) and gives
 * ``tokens`` [B, P, D]: what becomes the content, or the place, of a query;
 * ``mask_pixels`` [B, D, h, w]: an answer already, where the model finds masks.
 
-The ``decoder`` takes ``memory_0`` to ``memory_2`` as they are, ``content`` [B, Q, D] and ``anchors`` [B, Q, 4] (poses:
-[B, Q, 2]), and gives the outputs of the ``raw`` graph but ``mask_pixels``. In between the host chooses the Q tokens with
-the best proposals, best first, equal ones in the order of the tokens; that is what the networks do themselves, and
-nothing is approximated. ``facts["choose"]`` says what it needs: ``queries`` (Q), ``levels`` ([[h, w], ...]),
-``anchor_sizes`` (one per level; null for poses), ``margin`` and ``outside``. In numpy:
+The ``decoder`` takes ``memory_0`` to ``memory_2`` as they are, ``content`` [B, Q, D] and ``anchors`` [B, Q, 4], logits
+of a box at each token's cell (poses: [B, Q, 2], of the cell's centre), and gives the outputs of the ``raw`` graph but
+``mask_pixels``.
 
-    def choose(found, facts):
-        chosen = np.argsort(-found["proposals"], axis=1, kind="stable")[:, : facts["queries"]]
-        content = np.take_along_axis(found["tokens"], chosen[..., None], axis=1)
-        memory = {name: value for name, value in found.items() if name.startswith("memory_")}
-        return {**memory, "content": content, "anchors": anchors(facts)[chosen]}
-
-    def anchors(facts):
-        rows = []
-        for i, (h, w) in enumerate(facts["levels"]):
-            y, x = np.mgrid[:h, :w].reshape(2, -1) + 0.5
-            sides = [np.full(h * w, facts["anchor_sizes"][i])] * 2 if facts["anchor_sizes"] else []
-            rows.append(np.stack([x / w, y / h, *sides], axis=1))
-        places = np.concatenate(rows)
-        inside = ((places > facts["margin"]) & (places < 1 - facts["margin"])).all(1, keepdims=True)
-        logits = np.log(places / (1 - places))
-        return np.where(inside | (facts["anchor_sizes"] is None), logits, facts["outside"]).astype(np.float32)
+In between the host chooses the Q tokens with the best proposals, best first, equal ones in the order of the tokens
+(``deployed.infer.choose``, fifteen lines of numpy). The networks do the same themselves: nothing is approximated.
+``facts["choose"]`` says what the host needs: ``queries`` (Q), ``levels`` ([[h, w], ...]), ``anchor_sizes`` (the side of
+a box per level; null for poses), ``margin`` (an anchor with a number below it or above 1 - margin is put out of reach)
+and ``outside`` (what it becomes then).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgecrafter.deployed.infer import choose
 from edgecrafter.export.graph import Graph, Part, examples
-from edgecrafter.export.npu_forms import Shape, Sine, shapes, static
+from edgecrafter.export.npu_forms import Sine, shapes, static
+from edgecrafter.export.npu_sampling import Shape
 from edgecrafter.geometry import bins
 from edgecrafter.geometry.numbers import corrected
 from edgecrafter.hub import ModelInfo
@@ -51,7 +40,7 @@ from edgecrafter.models.mask_head import MaskHead
 from edgecrafter.models.network import Detector
 from edgecrafter.models.plain_decoder import PlainDecoder
 from edgecrafter.models.pose_decoder import EPS, PoseDecoder, point_anchors, with_centre
-from edgecrafter.models.queries import ANCHOR_SIZE, MARGIN, Queries, anchors
+from edgecrafter.models.queries import ANCHOR_SIZE, MARGIN, Queries
 from edgecrafter.nn.deformable import split_heads
 
 OUTSIDE = 100.0
@@ -96,21 +85,16 @@ def _facts(decoder: Decoder | PlainDecoder | PoseDecoder, size: Shape) -> dict[s
 
 
 def chosen(found: dict[str, Tensor], facts: dict[str, Any]) -> dict[str, Tensor]:
-    """What the host does between the parts: the encoder's outputs -> the decoder's inputs (see above)."""
-    order = found["proposals"].argsort(dim=1, descending=True, stable=True)[:, : facts["queries"]]
-    device = order.device
-    content = found["tokens"].gather(1, order[..., None].expand(-1, -1, found["tokens"].shape[-1]))
-    levels = [(h, w) for h, w in facts["levels"]]
-    if facts["anchor_sizes"] is None:
-        places = point_anchors(levels, device)[0]
-    else:
-        places = anchors(levels, device)[0].clamp(max=facts["outside"])
-    memory = {name: value for name, value in found.items() if name.startswith("memory_")}
-    return {**memory, "content": content.clone(), "anchors": places[order]}
+    """What the host does between the parts: the encoder's outputs -> the decoder's inputs."""
+    given = choose({name: value.numpy() for name, value in found.items()}, facts)
+    return {name: torch.from_numpy(np.ascontiguousarray(value, np.float32)) for name, value in given.items()}
 
 
 class EncoderPart(nn.Module):
     """Images -> memory, proposals, tokens, and the pixels of masks."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, network: Detector, info: ModelInfo, size: Shape) -> None:
         super().__init__()
@@ -124,14 +108,14 @@ class EncoderPart(nn.Module):
         self.outputs = ("memory_0", "memory_1", "memory_2", "proposals", "tokens", *(["mask_pixels"] if masks else []))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        features = self.backbone((images - self.mean) / self.std)  # type: ignore[operator]
+        features = self.backbone((images - self.mean) / self.std)
         memory, _ = self.encoder(features)
         decoder = cast(Decoder, self.decoder)
         enter = getattr(decoder, "enter", None)
         read = [layer(level) for layer, level in zip(enter, memory, strict=True)] if enter else memory
         tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in read], dim=1)
         if self.inside is not None:
-            tokens = tokens * self.inside
+            tokens = tokens * cast(Tensor, self.inside)
         if hasattr(decoder, "enc_project"):
             tokens = decoder.enc_norm(decoder.enc_project(tokens))
         proposals = decoder.enc_score(tokens).amax(-1)
@@ -155,10 +139,11 @@ class RefinementPart(nn.Module):
         self.decoder = decoder
         self.outputs = ("logits", "boxes", *(["mask_queries"] if decoder.masks is not None else []))
 
-    def forward(self, fine: Tensor, middle: Tensor, coarse: Tensor, content: Tensor, anchors: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        *memory, content, anchors = inputs
         decoder = self.decoder
         queries = Queries(content, (decoder.enc_box(content) + anchors).sigmoid(), None)
-        outputs, contents = decoder.refine(queries, split_heads([fine, middle, coarse], HEADS))
+        outputs, contents = decoder.refine(queries, split_heads(memory, HEADS))
         layer = outputs.layers[-1]
         assert layer.boxes is not None
         masks = [] if decoder.masks is None else [cast(MaskHead, decoder.masks).queries(contents[-1])]
@@ -174,15 +159,16 @@ class PlainPart(nn.Module):
         super().__init__()
         self.decoder = decoder
 
-    def forward(self, fine: Tensor, middle: Tensor, coarse: Tensor, content: Tensor, anchors: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        *memory, content, anchors = inputs
         queries = Queries(content, (self.decoder.enc_box(content) + anchors).sigmoid(), None)
-        layer = self.decoder.refine(queries, [fine, middle, coarse]).layers[-1]
+        layer = self.decoder.refine(queries, memory).layers[-1]
         assert layer.boxes is not None
         return layer.logits, layer.boxes
 
 
 class PosePart(nn.Module):
-    """Memory, contents and anchors -> logits and keypoints, by a ``PoseDecoder``; no tensor has a dimension for bins."""
+    """Memory, contents and anchors -> logits and keypoints, by a ``PoseDecoder``, without a dimension for bins."""
 
     outputs = ("logits", "keypoints")
 
@@ -194,13 +180,14 @@ class PosePart(nn.Module):
         instance = decoder.instance.weight.expand(len(ranks), 1, -1)
         self.register_buffer("own", torch.cat([instance, ranks], dim=1)[None].detach())
 
-    def forward(self, fine: Tensor, middle: Tensor, coarse: Tensor, content: Tensor, anchors: Tensor) -> tuple[Tensor, ...]:
-        decoder, levels = self.decoder, [fine, middle, coarse]
-        B, Q, D = content.shape
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        *memory, content, anchors = inputs
+        decoder = self.decoder
+        B, Q = content.shape[:2]
         K = decoder.count
         x = cast(Tensor, self.own)[:, :Q].expand(B, -1, -1, -1)
         points = (decoder.enc_pose(content).view(B, Q, K, 2) + anchors[:, :, None]).sigmoid()
-        values = split_heads(levels, HEADS)
+        values = split_heads(memory, HEADS)
         base, edges = points, torch.zeros(1)
         for i, layer in enumerate(decoder.layers):
             position = decoder.position(self.sine(points))
@@ -215,7 +202,7 @@ class PosePart(nn.Module):
             moves = bins.distances(edges, decoder.bin_values).view(B, Q, K, 2)  # type: ignore[arg-type]
             points = base + moves / bins.CURVATURE
         instance = x[:, :, :1].flatten(1, 2)
-        return decoder.scores[-1](instance) + decoder.quality[-1](fine, points), points
+        return decoder.scores[-1](instance) + decoder.quality[-1](memory[0], points), points
 
 
 DECODERS: dict[type[nn.Module], Any] = {Decoder: RefinementPart, PlainDecoder: PlainPart, PoseDecoder: PosePart}

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgecrafter.export.npu_sampling import Products, Quality, QualityOfPose, Shape, heads, linear
 from edgecrafter.models.decoder import LocationQuality
 from edgecrafter.models.encoder import AIFI
 from edgecrafter.models.network import Detector
@@ -23,11 +24,6 @@ from edgecrafter.models.vit import Block, ECViT, FusedBlock
 from edgecrafter.nn.attention import PositionedAttention
 from edgecrafter.nn.deformable import DeformableAttention, PointAttention
 from edgecrafter.nn.positions import rotary_angles, sine_cosine
-
-Shape = tuple[int, int]
-LOWEST = -60000.0  # within the range of float16
-CELLS = 1 << 23
-"""numbers of a product of rows and columns that are held at a time: 32 MiB in float32"""
 
 
 def static(network: Detector, size: Shape) -> None:
@@ -65,13 +61,7 @@ def _replace(module: nn.Module, levels: Sequence[Shape]) -> None:
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention, [B, heads, N, width] each -> [B, N, heads * width]."""
     shares = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1)
-    return (shares @ v).transpose(1, 2).flatten(2)
-
-
-def heads(x: Tensor, count: int) -> Tensor:
-    """[B, N, count * width] -> [B, count, N, width]."""
-    B, N, D = x.shape
-    return x.view(B, N, count, D // count).transpose(1, 2)
+    return (shares @ v).transpose(1, 2).flatten(2)  # type: ignore[no-any-return]
 
 
 class StaticAttention(nn.Module):
@@ -91,15 +81,11 @@ class StaticAttention(nn.Module):
         return self.out_proj(attend(*(heads(part, self.heads) for part in (q, k, self.value(x)))))  # type: ignore[no-any-return]
 
 
-def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """A linear layer with copies of these weights."""
-    made = nn.Linear(weight.shape[1], weight.shape[0])
-    made.weight, made.bias = nn.Parameter(weight.detach().clone()), nn.Parameter(bias.detach().clone())
-    return made
-
-
 class StaticBlock(nn.Module):
     """A block of the ViT; queries and keys are rotated together by cosines and sines [N, 1, width / 2]."""
+
+    cosine: Tensor
+    sine: Tensor
 
     def __init__(self, block: Block | FusedBlock, cosine: Tensor, sine: Tensor) -> None:
         super().__init__()
@@ -177,136 +163,11 @@ class StaticAIFI(nn.Module):
         return x.transpose(1, 2).reshape(level.shape)  # type: ignore[no-any-return]
 
 
-class Hat(nn.Module):
-    """How much each of ``side`` cells in a row has in what is read at some places: 1 - their distance, or 0."""
-
-    def __init__(self, side: int) -> None:
-        super().__init__()
-        self.side = side
-        self.register_buffer("cells", torch.arange(side, dtype=torch.float32) + 0.5)
-
-    def forward(self, places: Tensor) -> Tensor:
-        """places [..., 1] in 0..1 of the row -> [..., side]."""
-        return F.relu(1 - (places * self.side - self.cells).abs())  # type: ignore[operator]
-
-
-class Products(nn.Module):
-    """Deformable attention as products of matrices, equal to sampling with zeros outside of the map.
-
-    What a query reads of a level is a sum over its points of rows x columns, [h, w], times the values of all cells.
-    """
-
-    def __init__(self, attention: DeformableAttention | PointAttention, levels: Sequence[Shape]) -> None:
-        super().__init__()
-        self.heads, self.points = attention.heads, attention.points
-        self.boxes = isinstance(attention, DeformableAttention)
-        self.shares = attention.weights
-        self.x, self.y = (self._offsets(attention, levels, axis) for axis in (0, 1))
-        self.columns = nn.ModuleList(Hat(w) for _, w in levels)
-        self.rows = nn.ModuleList(Hat(h) for h, _ in levels)
-
-    def _offsets(self, attention: DeformableAttention | PointAttention, levels: Sequence[Shape], axis: int) -> nn.Linear:
-        """The layer of one coordinate, [heads * points] in half sides of the box or in 0..1 of the map."""
-        if isinstance(attention, DeformableAttention):
-            scale = cast(Tensor, attention.scale) * 0.5
-        else:
-            sides = [1 / shape[1 - axis] for shape, n in zip(levels, self.points, strict=True) for _ in range(n)]
-            scale = torch.tensor(sides)
-        scale = scale.repeat(self.heads)
-        weight, bias = attention.offsets.weight[axis::2], attention.offsets.bias[axis::2]
-        return linear(weight * scale[:, None], bias * scale)
-
-    def forward(self, query: Tensor, places: Tensor, values: Sequence[Tensor]) -> Tensor:
-        """query [B, Q, D], places [B, Q, 4] cxcywh or [B, Q, 2], values of ``split_heads`` -> [B, Q, D]."""
-        B, Q, D = query.shape
-        x, y = self.x(query), self.y(query)
-        if self.boxes:
-            x, y = x * places[..., 2:3], y * places[..., 3:4]
-        x, y = heads(x + places[..., :1], self.heads), heads(y + places[..., 1:2], self.heads)
-        shares = heads(self.shares(query), self.heads).softmax(-1)
-        spots = [part.flatten(0, 1).split(list(self.points), dim=-1) for part in (x, y, shares)]
-        found = [self._level(i, *(part[i] for part in spots), value) for i, value in enumerate(values)]
-        mixed = sum(found[1:], found[0])
-        return mixed.view(B, self.heads, Q, D // self.heads).transpose(1, 2).flatten(2)
-
-    def _level(self, i: int, x: Tensor, y: Tensor, shares: Tensor, value: Tensor) -> Tensor:
-        """x, y and shares [N, Q, n], value [N, d, h, w] -> [N, Q, d]."""
-        N, Q = x.shape[:2]
-        cells = value.shape[2] * value.shape[3]
-        parts = math.ceil(Q / max(1, CELLS // (N * cells)))
-        tokens = value.flatten(2).transpose(1, 2)
-        size = math.ceil(Q / parts)
-        found = [
-            (
-                (self.rows[i](b[..., None]) * s[..., None]).transpose(2, 3) @ self.columns[i](a[..., None])
-            ).flatten(2) @ tokens
-            for a, b, s in zip(x.split(size, 1), y.split(size, 1), shares.split(size, 1), strict=True)
-        ]
-        return found[0] if parts == 1 else torch.cat(found, dim=1)
-
-
-class Largest(nn.Module):
-    """The ``top`` largest of the last axis in order, [..., n] -> [..., top], as ``topk`` has them.
-
-    One maximum after the other is taken and pushed down. Equal numbers go together, and count as often as they are
-    there, so that ties are exact as well.
-    """
-
-    def __init__(self, top: int) -> None:
-        super().__init__()
-        self.top = top
-        self.register_buffer("places", torch.arange(top, dtype=torch.float32))
-
-    def forward(self, x: Tensor) -> Tensor:
-        found: Tensor | float = 0.0
-        count: Tensor | float = 0.0
-        before: Tensor | float = 0.0
-        for i in range(self.top):
-            best = x.amax(-1, keepdim=True)
-            equal = x >= best
-            count = count + equal.to(x.dtype).sum(-1, keepdim=True)
-            filled = (count - self.places).clamp(0, 1)  # type: ignore[operator]  # 1 for the places taken by now
-            found = found + best * (filled - before)
-            before = filled
-            if i < self.top - 1:
-                x = x.masked_fill(equal, LOWEST)
-        assert isinstance(found, Tensor)
-        return found
-
-
-class Quality(nn.Module):
-    """``LocationQuality`` by maxima."""
-
-    def __init__(self, quality: LocationQuality) -> None:
-        super().__init__()
-        self.largest, self.mlp = Largest(quality.top), quality.mlp
-
-    def forward(self, edges: Tensor) -> Tensor:
-        """edges [B, Q, 4, bins] logits -> [B, Q, 1]."""
-        best = self.largest(edges.softmax(-1))
-        return self.mlp(torch.cat([best, best.mean(-1, keepdim=True)], dim=-1).flatten(2))  # type: ignore[no-any-return]
-
-
-class QualityOfPose(nn.Module):
-    """``PoseQuality`` by products and maxima."""
-
-    def __init__(self, quality: PoseQuality, shape: Shape) -> None:
-        super().__init__()
-        self.largest, self.mlp = Largest(quality.top), quality.mlp
-        self.rows, self.columns = Hat(shape[0]), Hat(shape[1])
-
-    def forward(self, level: Tensor, points: Tensor) -> Tensor:
-        """level [B, D, h, w], points [B, Q, K, 2] in 0..1 -> [B, Q, 1]."""
-        flat = points.flatten(1, 2)
-        x, y = self.columns(flat[..., :1]), self.rows(flat[..., 1:])  # [B, Q * K, w] and h
-        cells = (y[..., None] * x[:, :, None]).flatten(2)
-        best = self.largest(cells @ level.flatten(2).transpose(1, 2))
-        best = torch.cat([best, best.mean(-1, keepdim=True)], dim=-1)
-        return self.mlp(best.view(*points.shape[:2], -1))  # type: ignore[no-any-return]
-
-
 class Sine(nn.Module):
     """``pose_decoder.sine``: points [..., 2] -> [..., width]; a cosine is a sine a quarter of a turn later."""
+
+    turns: Tensor
+    start: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -314,5 +175,5 @@ class Sine(nn.Module):
         self.register_buffer("start", torch.tensor([0, math.pi / 2]).repeat(width // 2))
 
     def forward(self, points: Tensor) -> Tensor:
-        angles = torch.cat([points[..., 1:] * self.turns, points[..., :1] * self.turns], dim=-1)  # type: ignore[operator]
+        angles = torch.cat([points[..., 1:] * self.turns, points[..., :1] * self.turns], dim=-1)
         return (angles + self.start).sin()
