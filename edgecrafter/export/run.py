@@ -166,8 +166,8 @@ def _proved(
     from edgecrafter.deployed.network import load
 
     deployed, seen = load(folder, config.device)
-    found = annotations.paths()[:PICTURES] if annotations is not None else []
-    pictures = parity.pictures(config.images, [str(path) for path in found])
+    found = [str(annotations.path(i)) for i in range(min(PICTURES, len(annotations)))] if config.data else []
+    pictures = parity.pictures(config.images, found)
     precision = content["precision"]
     reference = Predictor(network, info, config.device)
     result = parity.compare(reference, Predictor(deployed, seen), pictures, size, parity.TOLERANCES.get(precision))
