@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -227,31 +225,29 @@ class Whole(torch.nn.Module):
         return spots, rows, x.unflatten(1, (2, -1)) * 2
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    given = (torch.rand(1, 4, 6, 6),)
+    program = torch.onnx.export(Whole().eval(), given, dynamo=True, opset_version=18, verbose=False)
+    file = tmp_path_factory.mktemp("whole") / "whole.onnx"
+    onnx.save(program.model_proto, file)
+    return file
+
+
 @pytest.mark.parametrize(
     "what", ["GridSample", "TopK", "5 dimensions from", "GatherElements with computed indices", "whole numbers from"]
 )
-def test_the_audit_names_what_is_forbidden(what, tmp_path_factory):
+def test_the_audit_names_what_is_forbidden(what, whole):
     from edgecrafter.export.audit import audit
 
-    file = whole(tmp_path_factory)
-    found = audit(file)
+    found = audit(whole)
     assert found.rank == 5
     assert any(each.startswith(what) and each.endswith(")") for each in found.forbidden), found.forbidden
     assert f"not for NPUs: {what}" in found.table()
     with pytest.raises(ValueError, match=r"whole.onnx is not a graph for NPUs: .*GridSample \(.+\)"):
         found.require()
-
-
-def whole(factory, kept: dict[str, Path] = {}):  # noqa: B006 - one file for all
-    onnx = pytest.importorskip("onnx")
-    pytest.importorskip("onnxscript")
-    if "file" not in kept:
-        program = torch.onnx.export(
-            Whole().eval(), (torch.rand(1, 4, 6, 6),), dynamo=True, opset_version=18, verbose=False
-        )
-        kept["file"] = factory.mktemp("whole") / "whole.onnx"
-        onnx.save(program.model_proto, kept["file"])
-    return kept["file"]
 
 
 def test_the_audit_finds_shapes_that_are_not_known(tmp_path):
