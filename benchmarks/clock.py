@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from injection import Training
+from run import resident
 
 from edgecrafter.data import formats, loader, scenes
 from edgecrafter.types import Batch
@@ -88,8 +88,7 @@ def alone(args: argparse.Namespace) -> None:
     found = training(args, data, kind)
     if int(steps):
         found.seconds(one_batch(args, data, found), int(steps))
-    scale = 1e6 if sys.platform == "darwin" else 1e3
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale)
+    print(resident("VmHWM"))
 
 
 def lines(found: dict[str, list[float]], peaks: dict[str, float]) -> list[str]:

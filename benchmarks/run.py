@@ -170,17 +170,17 @@ def peak(args: argparse.Namespace) -> float:
     else:
         importlib.import_module("torchvision.models")
     gc.collect()
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     if args.peak == "ours":
         work: Callable[[], Any] = training_step.Step(args.model, args.data, args.size, args.batch)
     else:
         work = resnet_step(args.size, args.batch)
     for _ in range(3):
         work()
-    return _resident("VmHWM") - before
+    return resident("VmHWM") - before
 
 
-def _resident(name: str) -> float:
+def resident(name: str) -> float:
     """Megabytes of this process: VmRSS now, VmHWM at its peak (``ru_maxrss`` would begin at that of the parent)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024

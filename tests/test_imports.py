@@ -13,13 +13,13 @@ import edgecrafter
 PACKAGE = Path(edgecrafter.__file__).parent
 
 FLOORS = (
-    ("geometry", "files", "ablate_config"),
+    ("geometry", "files", "ablate_config", "benchmark_config"),
     ("types",),
     ("nn",),
     ("models",),
     ("data",),
     ("losses", "postprocess", "metrics", "draw", "sheet"),
-    ("infer", "results", "registry", "distill", "paired", "curves"),
+    ("infer", "results", "registry", "distill", "paired", "curves", "benchmark_report"),
     ("tasks", "download"),
     ("families",),
     ("released",),
@@ -32,7 +32,7 @@ FLOORS = (
     ("model",),
     ("beside", "maps"),
     ("figures",),
-    ("quickstart", "ablate", "features", "attention"),
+    ("quickstart", "ablate", "features", "attention", "benchmark"),
     ("cli",),
 )
 """from the ground up; a unit imports only from floors below its own"""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgecrafter.ablate_config import AblateConfig
+    from edgecrafter.benchmark_config import BenchmarkConfig
     from edgecrafter.cli.options import (
         AttentionOptions,
         ConvertOptions,
@@ -76,6 +77,15 @@ def export(options: ExportConfig) -> None:
     if not options.model:
         raise ValueError("model is missing: say what to export, such as edgecrafter export runs/detect/train")
     print(model.load(options.model, options.device).export(options))
+
+
+def benchmark(options: BenchmarkConfig) -> None:
+    """Measure, print the table and say where everything is."""
+    from edgecrafter.benchmark import benchmark
+
+    found = benchmark(options)
+    print(found.table())
+    print(f"results: {found.folder}")
 
 
 def val(options: ValOptions) -> None:

@@ -24,6 +24,7 @@ from edgecrafter.cli.options import (
 
 if TYPE_CHECKING:
     from edgecrafter.ablate_config import AblateConfig
+    from edgecrafter.benchmark_config import BenchmarkConfig
     from edgecrafter.export.config import ExportConfig
     from edgecrafter.pipeline.config import PipelineConfig
     from edgecrafter.train.config import TrainConfig
@@ -64,6 +65,12 @@ def _ablate_options() -> type[AblateConfig]:
     from edgecrafter.ablate_config import AblateConfig
 
     return AblateConfig
+
+
+def _benchmark_options() -> type[BenchmarkConfig]:
+    from edgecrafter.benchmark_config import BenchmarkConfig
+
+    return BenchmarkConfig
 
 
 def _export_options() -> type[ExportConfig]:
@@ -231,6 +238,16 @@ edgecrafter export runs/detect/train --half             # 16 bits where that is 
 edgecrafter export runs/detect/train --int8 --data dataset --max-drop 0.01   # refuses to lose more AP
 edgecrafter export runs/detect/train --graph npu        # for chips without GridSample and TopK
 edgecrafter export runs/detect/train --preset latency   # TensorRT as in the papers; needs an NVIDIA GPU""",
+    ),
+    "benchmark": Command(
+        "how fast and how good a model is in every format, beside a yardstick",
+        actions.benchmark,
+        _benchmark_options,
+        ("model",),
+        """\
+edgecrafter benchmark ecdet-s                           # torch, ONNX Runtime and OpenVINO against ResNet-50
+edgecrafter benchmark runs/detect/train --data dataset --formats torch,onnx,openvino,openvino-int8 --threads 2
+edgecrafter benchmark runs/detect/train --formats exports/ecdet-s_onnx       # an export that is there""",
     ),
     "convert": Command(
         "rewrite a weight file, released form to ours or back",
