@@ -48,8 +48,8 @@ class Audit:
             raise ValueError(f"{self.name} is not a graph for NPUs: {shown}{more}. Use graph=raw or graph=full instead")
 
 
-def audit(path: str | Path) -> Audit:
-    """Read an ONNX file and look at every node, also of nested graphs.
+def audit(file: Any, name: str = "") -> Audit:
+    """Look at every node of an ONNX file (its path, or an ``onnx.ModelProto`` with a name), also of nested graphs.
 
     Forbidden are the operators of ``NEVER``, those of ``INDEXED`` with computed indices, operators of other domains
     than ONNX's, tensors of more than 4 dimensions, shapes that are not known before run time, and arithmetic on whole
@@ -57,8 +57,8 @@ def audit(path: str | Path) -> Audit:
     """
     import onnx
 
-    path = Path(path)
-    model = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True, data_prop=True)
+    given = onnx.load(file) if isinstance(file, (str, Path)) else file
+    model = onnx.shape_inference.infer_shapes(given, strict_mode=True, data_prop=True)
     nodes = list(_nodes(model.graph))
     counts = Counter(node.op_type for node in nodes)
     shapes, whole = _tensors(model.graph)
@@ -73,7 +73,7 @@ def audit(path: str | Path) -> Audit:
         if node.op_type != "Constant" and node.op_type not in NEVER and whole & set(node.output)
     ]
     return Audit(
-        name=path.name,
+        name=name or (Path(file).name if isinstance(file, (str, Path)) else model.graph.name),
         operators=dict(counts.most_common()),
         rank=max((len(shape) for shape in shapes.values()), default=0),
         opset=next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 0),
