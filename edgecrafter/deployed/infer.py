@@ -167,6 +167,8 @@ class Model:
         self, group: Sequence[Item], conf: float = 0.4, max_det: int = 300, classes: Sequence[str | int] | None = None
     ) -> list[Found]:
         """The same for pictures that have been read, in one call of the runtime."""
+        if not 0 <= conf <= 1 or max_det < 1:
+            raise ValueError(f"conf={conf}, max_det={max_det}: expected a score from 0 to 1, and 1 or more")
         wanted = self._chosen(classes)
         pixels, valid = zip(*(prepare(item.picture, self.meta) for item in group), strict=True)
         outputs = self.session.run(np.stack(pixels), np.stack(valid))
@@ -370,24 +372,23 @@ def mask(logits: Array, size: tuple[int, int]) -> Mask:
     if not np.isfinite(logits).all():
         raise ValueError("the logits of a mask are not finite. Export the model again, in fp32")
     rows, columns = (np.flatnonzero((logits > 0).any(axis)) for axis in (1, 0))
-    if not len(rows):
+    top, y, fy = _taps(rows, logits.shape[0], size[0])
+    left, x, fx = _taps(columns, logits.shape[1], size[1])
+    if not len(x) or not len(y):
         return Mask(size, 0, 0, np.zeros((0, 0), bool))
-    top, y, fy = _taps(rows[0], rows[-1], logits.shape[0], size[0])
-    left, x, fx = _taps(columns[0], columns[-1], logits.shape[1], size[1])
-    last_row, last_column = logits.shape[0] - 1, logits.shape[1] - 1
-    band = logits[y[0] : min(y[-1] + 1, last_row) + 1]
-    wide = band[:, x] * (1 - fx) + band[:, np.minimum(x + 1, last_column)] * fx
+    band = logits[y[0] : y[-1] + 2]
+    wide = band[:, x] * (1 - fx) + band[:, np.minimum(x + 1, logits.shape[1] - 1)] * fx
     steps = np.diff(wide, axis=0, append=wide[-1:])
     return Mask(size, left, top, wide[y - y[0]] + steps[y - y[0]] * fy[:, None] > 0)
 
 
-def _taps(first: int, last: int, cells: int, pixels: int) -> tuple[int, NDArray[np.int64], NDArray[np.float32]]:
-    """The first pixel that the cells ``first`` to ``last`` reach, and of all that they reach the lower of the two cells
-    to mix and the share of the upper one."""
+def _taps(used: Array, cells: int, pixels: int) -> tuple[int, NDArray[np.int64], NDArray[np.float32]]:
+    """Along one side: the first pixel that the cells from the first to the last of ``used`` reach, and of all that they
+    reach the lower of the two cells to mix, and the share of the upper one."""
     at = np.clip((np.arange(pixels) + 0.5) * (cells / pixels) - 0.5, 0, cells - 1)
-    reached = np.flatnonzero((at > first - 1) & (at < last + 1))
+    reached = np.flatnonzero((at > used[0] - 1) & (at < used[-1] + 1)) if len(used) else used
     low = at[reached].astype(np.int64)
-    return int(reached[0]), low, (at[reached] - low).astype(np.float32)
+    return int(reached[0]) if len(reached) else 0, low, (at[reached] - low).astype(np.float32)
 
 
 # Runtimes
@@ -506,8 +507,9 @@ class OpenVino(Session):
     modules, package = ("openvino",), "openvino"
 
     def open(self, path: Path, part: Mapping[str, Any], threads: int | None) -> Run:
-        # without the second, CPUs that have bfloat16 would use it
-        config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        # without the hint of 32 bits, CPUs that have bfloat16 would use it
+        config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+        config |= self.meta.get("execution", {"INFERENCE_PRECISION_HINT": "f32"})
         config |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
         model = self.runtime().Core().compile_model(str(path), "CPU", config)
 

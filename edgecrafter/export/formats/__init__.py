@@ -62,4 +62,7 @@ FORMATS = {
     "onnx": Format(
         "onnx", ".onnx", "onnxruntime", ("onnx", "onnxscript", "onnxruntime"), "onnx", ("fp32", "fp16", "int8"), True
     ),
+    "openvino": Format(
+        "openvino", ".xml", "openvino", ("onnx", "onnxscript", "openvino"), "openvino", ("fp32", "fp16", "int8"), True
+    ),
 }
