@@ -116,3 +116,21 @@ def test_what_is_trained_beside_the_network_is_in_the_last_groups() -> None:
     for key, parameter in beside.named_parameters():
         decay = plan.weight_decay if key == "0.linear.weight" else 0
         assert (of[id(parameter)]["lr"], of[id(parameter)]["weight_decay"]) == (plan.lr, decay)
+
+
+def test_slow_parts_learn_at_a_tenth_of_the_rate() -> None:
+    """Offsets of the sampling and the layer of the reference points of Deformable DETR, as MMDetection has it."""
+    network, plan = made("deformable-detr-r18")
+    optimizer = adamw(network, plan)
+    of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    slow = set()
+    for key, parameter in network.named_parameters():
+        if parameter.requires_grad and not key.startswith("backbone"):
+            rate = of[id(parameter)]["lr"] / plan.lr
+            assert rate == pytest.approx(0.1) or rate == 1
+            slow |= {key} if rate < 1 else set()
+    assert slow == {key for key, _ in network.named_parameters() if ".offsets." in key or "decoder.point." in key}
+    assert len(slow) == 2 * 12 + 2, "six layers each in encoder and decoder"
+    counted = sum(len(group["params"]) for group in optimizer.param_groups)
+    assert counted == sum(p.requires_grad for p in network.parameters()), "nothing twice, nothing left out"
+    assert len(adamw(*made("dino-r18")).param_groups) == 4

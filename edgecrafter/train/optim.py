@@ -54,7 +54,8 @@ def _norms(network: nn.Module) -> set[str]:
 def adamw(network: nn.Module, plan: Plan, beside: nn.Module | None = None) -> torch.optim.AdamW:
     """AdamW over the four groups of ``groups``, also when some are empty. Raises ``ValueError`` if all are.
 
-    What is trained ``beside`` the network (projectors) joins the last two.
+    What is trained ``beside`` the network (projectors) joins the last two. Where the recipe has ``slow`` parts, they
+    leave the last two for two more groups, at a tenth of the rate.
     """
     parameters = dict(network.named_parameters())
     chosen = groups(network, plan.norms_at_base, plan.decay_norms)
@@ -66,8 +67,13 @@ def adamw(network: nn.Module, plan: Plan, beside: nn.Module | None = None) -> to
                 parameters[name] = parameter
     if not any(chosen):
         raise ValueError("every parameter is frozen: nothing is left to train. Shorten the list `freeze`")
-    decays = (plan.weight_decay, 0.0, 0.0, plan.weight_decay)
-    rates = (plan.backbone_lr, plan.backbone_lr, plan.lr, plan.lr)
+    decays = [plan.weight_decay, 0.0, 0.0, plan.weight_decay]
+    rates = [plan.backbone_lr, plan.backbone_lr, plan.lr, plan.lr]
+    for names, decay in zip(chosen[2:], decays[2:], strict=True) if plan.slow else ():
+        chosen.append([name for name in names if any(part in name for part in plan.slow)])
+        names[:] = [name for name in names if name not in chosen[-1]]
+        decays.append(decay)
+        rates.append(0.1 * plan.lr)
     return torch.optim.AdamW(
         [
             {"params": [parameters[name] for name in names], "lr": lr, "initial_lr": lr, "weight_decay": decay}

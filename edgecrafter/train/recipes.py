@@ -45,6 +45,8 @@ class Recipe:
     """whether the backbone's norms learn at the rate of the head"""
     decay_norms: bool = False
     """whether the backbone's norms decay, as a slip of the released RT-DETRv4-L and -X has it; none of our rows do"""
+    slow: tuple[str, ...] = ()
+    """parts of the names of parameters outside of the backbone that learn at a tenth of the rate"""
     ours: bool = False
     """true for rows that are not of the paper"""
 
@@ -124,7 +126,8 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         _DEPTHS, Recipe(50, 40, backbone_lr=1e-5, lr=1e-4, batch=16, plain_epochs=10, **_CLASSIC)
     ),
     "deformable-detr": dict.fromkeys(
-        _DEPTHS, Recipe(50, 40, backbone_lr=2e-5, lr=2e-4, batch=32, plain_epochs=10, **_CLASSIC)
+        _DEPTHS,
+        Recipe(50, 40, backbone_lr=2e-5, lr=2e-4, batch=32, plain_epochs=10, slow=(".offsets.", ".point."), **_CLASSIC),
     ),
     "dino": dict.fromkeys(_DEPTHS, Recipe(12, 11, backbone_lr=1e-5, lr=1e-4, batch=16, plain_epochs=1, **_CLASSIC)),
 }
@@ -176,6 +179,7 @@ class Plan:
     scales: int = 0
     norms_at_base: bool = False
     decay_norms: bool = False
+    slow: tuple[str, ...] = ()
 
     @property
     def total(self) -> int:
@@ -272,6 +276,7 @@ def resolve(config: TrainConfig, recipe: Recipe, pictures: int, world: int = 1, 
         scales=recipe.scales if config.augment in ("default", "strong") else 0,
         norms_at_base=recipe.norms_at_base,
         decay_norms=recipe.decay_norms,
+        slow=recipe.slow,
     )
 
 
