@@ -323,6 +323,8 @@ def test_the_grid_of_the_papers_tables(tmp_path: Path, monkeypatch: pytest.Monke
     options = dict(methods.parsed(found["memory by place"].distill))["clock"]
     assert options.lcmd and not options.tcld and options.mask == "location"
     assert {each.epochs for name, each in found.items() if "36" not in name} == {12}
+    layers = {(each.enc_layers, each.det_layers) for each in found.values()}
+    assert layers == {(None, None), (3, None), (None, 3), (3, 3)}
     row = hub.described("dino-r18", clock.LABELS, enc_layers=3).size
     assert (row.enc_layers, row.det_layers) == (3, 6)
     with pytest.raises(ValueError, match="enc_layers=3: only dab-detr, deformable-detr and dino"):

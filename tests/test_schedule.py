@@ -208,7 +208,7 @@ def test_wrong_options(options: dict[str, object], message: str) -> None:
 def test_every_option_has_help() -> None:
     source = (Path(__file__).parents[1] / "edgecrafter" / "train" / "config.py").read_text().splitlines()
     starts = [i for i, line in enumerate(source) if line.startswith("    ") and line[4:].split(":")[0] in fields_of()]
-    assert len(starts) == len(fields_of()) <= 42  # options of a method are its own: keep this number small
+    assert len(starts) == len(fields_of()) <= 45  # options of a method are its own: keep this number small
     assert all(source[i + 1].startswith('    """') for i in starts)
     assert [input_size(64), input_size([32, 64])] == [(64, 64), (32, 64)]
 

@@ -70,6 +70,10 @@ class TrainConfig:
     """its patch embedding (Table 8): conv (four convolutions) or vanilla (one of 16 x 16); none: conv"""
     dilation: int | None = None
     """dilation of the last convolution of the stem (Table 8); none: 1"""
+    enc_layers: int | None = None
+    """layers of the encoder of dab-detr, deformable-detr and dino (Table 6 of CLoCKDistill); none: 6"""
+    det_layers: int | None = None
+    """layers of the decoder of boxes and masks; none: the model's own"""
     lr: float | None = None
     """learning rate of everything but the backbone, for the batch of the model's recipe (32 for ecdet-s, 64 for
     ecpose-s, 16 for sizes n and p); the plan that is printed says what it is with yours"""
@@ -155,12 +159,12 @@ def unknown(options: Any, values: Mapping[str, Any]) -> None:
             raise ValueError(f"unknown option {name!r}. {hint}")
 
 
-ARCHITECTURE = ("queries", "registers", "fused", "fusion", "stem", "dilation", "norm")
+ARCHITECTURE = ("queries", "registers", "fused", "fusion", "stem", "dilation", "norm", "enc_layers", "det_layers")
 """options that replace fields of the model's row in ``models.sizes``"""
 
 _LEAST = {
     "epochs": 1, "batch": 1, "accumulate": 1, "workers": 0, "seed": 0, "queries": 1, "registers": 0, "fused": 1,
-    "dilation": 1, "lr": 0, "backbone_lr": 0, "weight_decay": 0, "warmup": 0,
+    "dilation": 1, "enc_layers": 1, "det_layers": 1, "lr": 0, "backbone_lr": 0, "weight_decay": 0, "warmup": 0,
     "clip": 0, "patience": 0, "val_every": 1,
 }  # fmt: skip
 
