@@ -197,12 +197,13 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for YAML and checkpoints."""
-        return asdict(self) | {"notes": list(self.notes)}
+        return asdict(self) | {"notes": list(self.notes), "slow": list(self.slow)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Plan:
         """The reverse of ``to_dict``."""
-        return cls(**{**values, "augment": Augment(**values["augment"]), "notes": tuple(values["notes"])})
+        words = {name: tuple(values.get(name, ())) for name in ("notes", "slow")}
+        return cls(**{**values, **words, "augment": Augment(**values["augment"])})
 
     def report(self) -> str:
         """The plan in a few lines for the console."""
