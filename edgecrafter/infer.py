@@ -58,7 +58,8 @@ def detect(
         layer = network(spec.normalise(images.to(device, non_blocking=True), **known), **known).layers[-1]
     with torch.inference_mode():  # without autocast, which would round the products that masks are made of
         found = decode(layer, sizes, top_k, conf, classes, owned)
-    return _on_cpu(found)
+    # a graph that chooses by itself gives 0 to the pairs that it left out
+    return [each if not len(each) or each.scores[-1] > 0 else each.take(each.scores > 0) for each in _on_cpu(found)]
 
 
 def choose_device(device: str | int | torch.device | None = None) -> torch.device:

@@ -34,6 +34,8 @@ class Deployed(nn.Module):
     def forward(self, images: Tensor, valid: Tensor | None = None) -> Outputs:
         """``valid`` [B, h, w] bool says where pictures are; None: everywhere. Pictures that keep their ratio may come
         in less than the whole size: they are padded."""
+        if torch.is_autocast_enabled(images.device.type):
+            raise ValueError(f"precision: an export has the one that it was written in, {self.meta['precision']}")
         values = images.detach().float().cpu().numpy()
         there = np.ones_like(values[:, 0]) if valid is None else valid.cpu().numpy().astype(np.float32)
         if self.meta["input"]["resize"] == KEEP:
