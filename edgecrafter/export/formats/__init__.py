@@ -65,4 +65,25 @@ FORMATS = {
     "openvino": Format(
         "openvino", ".xml", "openvino", ("onnx", "onnxscript", "openvino"), "openvino", ("fp32", "fp16", "int8"), True
     ),
+    "litert": Format(
+        "litert",
+        ".tflite",
+        "litert",
+        ("litert_torch", "ai_edge_quantizer", "ai_edge_litert"),
+        "litert",
+        ("fp32", "int8"),
+    ),
+    "executorch": Format("executorch", ".pte", "executorch", ("executorch",), "executorch"),
+    "coreml": Format("coreml", ".mlpackage", "coreml", ("coremltools",), "coreml", ("fp32", "fp16")),
+    "ncnn": Format("ncnn", ".param", "ncnn", ("pnnx", "ncnn"), "ncnn", ("fp32", "fp16"), graphs=("npu",)),
+    "rknn": Format("rknn", ".rknn", "", ("onnx", "onnxscript"), "rknn", ("fp16", "int8"), graphs=("npu",)),
+    "tensorrt": Format(
+        "tensorrt",
+        ".engine",
+        "tensorrt",
+        ("onnx", "onnxscript", "onnxruntime", "tensorrt"),
+        "tensorrt",
+        ("fp32", "fp16"),
+        True,
+    ),
 }

@@ -1,0 +1,91 @@
+"""LiteRT (formerly TensorFlow Lite), for phones and small boards."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from edgecrafter.export.calibration import Calibration
+from edgecrafter.export.formats import Options
+from edgecrafter.export.graph import Graph, Part
+
+QUANTISED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+WHERE = r".*_(backbone|encoder)/.*"
+"""tensors are named after their modules, ``...Backbone_backbone/...``; the decoder stays in floating point"""
+SIGNATURE = "serving_default"
+
+
+def write(graph: Graph, folder: Path, options: Options) -> None:
+    """Write ``<part>.tflite`` for every part, of static shapes; the metadata are in each.
+
+    int8: weights and activations of convolutions and linear layers outside of the decoder.
+    """
+    os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")
+    import litert_torch
+
+    for part in graph.parts:
+        with torch.no_grad():
+            inputs = tuple(each.clone() for each in part.inputs.values())
+            made = litert_torch.convert(Ranked(part).eval(), inputs)
+        path = folder / f"{part.name}.tflite"
+        made.export(str(path))
+        if options.precision == "int8" and "images" in part.inputs:
+            quantise(path, list(part.inputs), options.calibration)
+        _describe(path, options.metadata)
+
+
+class Ranked(nn.Module):
+    """A part whose ``topk`` is LiteRT's own operator; left alone it becomes a sort that the interpreter lacks."""
+
+    def __init__(self, part: Part) -> None:
+        super().__init__()
+        self.module = part.module
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        with _TopK():
+            return self.module(*inputs)  # type: ignore[no-any-return]
+
+
+class _TopK(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        if func not in (torch.topk, Tensor.topk):
+            return func(*args, **(kwargs or {}))
+        values, places = torch.ops.tfl.topk_v2(args[0], args[1])  # of the last axis, the largest, in order
+        return torch.return_types.topk((values, places.long()))
+
+
+def quantise(path: Path, names: list[str], calibration: Calibration) -> None:
+    """Replace a model by its quantised form, with ranges from the calibration pictures."""
+    from ai_edge_quantizer import qtyping, quantizer
+
+    tool = quantizer.Quantizer(str(path))
+    for operator in QUANTISED:
+        tool.add_static_config(WHERE, qtyping.TFLOperationName(operator), activation_num_bits=8, weight_num_bits=8)
+    feeds = [{f"args_{i}": feed[name] for i, name in enumerate(names)} for feed in calibration.feeds(names)]
+    found = tool.calibrate({SIGNATURE: feeds}, num_threads=torch.get_num_threads())
+    tool.quantize(found).export_model(str(path), overwrite=True)
+
+
+def _describe(path: Path, metadata: dict[str, Any]) -> None:
+    """Put the metadata into the file, as JSON under ``edgecrafter``."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes(), 0))
+    text, entry = schema.BufferT(), schema.MetadataT()
+    text.data = list(json.dumps(metadata).encode())
+    entry.name, entry.buffer = "edgecrafter", len(model.buffers)
+    model.buffers.append(text)
+    model.metadata = [*(model.metadata or []), entry]
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    path.write_bytes(bytes(builder.Output()))
