@@ -62,9 +62,9 @@ def toolkit_python() -> str:
         )
     if not named and importlib.util.find_spec("rknn") is None:
         raise ValueError(
-            "format=rknn: rknn cannot be imported here, and wants an older torch than edgecrafter. Make rknn-toolkit2 an "
-            "environment of its own (python -m venv rknn && rknn/bin/pip install rknn-toolkit2 'setuptools<80') and set "
-            "RKNN_PYTHON=rknn/bin/python"
+            "format=rknn: rknn cannot be imported here, and wants an older torch than edgecrafter. Make rknn-toolkit2 "
+            "an environment of its own (python -m venv rknn && rknn/bin/pip install rknn-toolkit2 'setuptools<80') and "
+            "set RKNN_PYTHON=rknn/bin/python"
         )
     return named or sys.executable
 
@@ -76,8 +76,8 @@ def run(python: str, spec: Mapping[str, Any], work: Path) -> None:
     told.write_text(json.dumps(spec), encoding="utf-8")
     done = subprocess.run([python, str(script), str(told)], cwd=work, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = (done.stderr + done.stdout).strip()[-1500:]
-        raise ValueError(f"rknn-toolkit2 could not convert {Path(spec['rknn']).stem}: {said}")
+        part, said = Path(spec["rknn"]).stem, (done.stderr + done.stdout).strip()[-1500:]
+        raise ValueError(f"rknn-toolkit2 could not convert {part}: {said}")
 
 
 def _dataset(work: Path, names: list[str], options: Options) -> str:
