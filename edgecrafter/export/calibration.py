@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from edgecrafter.data import check, formats, images
 from edgecrafter.data.annotations import Annotations
-from edgecrafter.export.presets import kept
 from edgecrafter.geometry.sides import KEEP
 from edgecrafter.hub import ModelInfo
+from edgecrafter.models.eightbit import kept
 from edgecrafter.predict import pixels
 from edgecrafter.tasks import TASKS
 from edgecrafter.types import InputSpec
@@ -30,7 +30,7 @@ class Calibration:
     size: tuple[int, int]
     """(height, width) of the graph's input"""
     kept: tuple[str, ...] = ()
-    """patterns of layers that stay in floating point (``presets``)"""
+    """patterns of layers that stay in floating point (``models.eightbit``)"""
 
     @classmethod
     def of(
@@ -45,7 +45,7 @@ class Calibration:
             raise ValueError(f"calibrate={count}: expected a number of pictures, 1 or more")
         found = check.usable(_split(Path(data), info), decode=False)
         chosen = np.random.default_rng(seed).permutation(len(found))[:count]
-        return cls(tuple(Path(found.path(int(i))) for i in sorted(chosen)), info.input, size, kept(info))
+        return cls(tuple(Path(found.path(int(i))) for i in sorted(chosen)), info.input, size, kept(info.size.arch))
 
     def feeds(self, names: Sequence[str] = ("images",), batch: int = 1) -> Iterator[dict[str, NDArray[np.float32]]]:
         """Inputs of an image graph, ``batch`` pictures each: ``images`` [B, 3, H, W] in 0..1, and ``valid`` [B, H, W]

@@ -1,14 +1,16 @@
 """Eight bits: after training, with ranges from calibration pictures, and with what that costs.
 
 Weights take int8, one scale per output channel; activations take uint8, one scale per tensor. Which layers are left in
-floating point is said by ``presets``.
+floating point is said by ``models.eightbit``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,15 @@ from torch import nn
 
 from edgecrafter.data.annotations import Annotations
 from edgecrafter.evaluate import evaluate
-from edgecrafter.export import presets
+from edgecrafter.export import layers
 from edgecrafter.export.calibration import Calibration
 from edgecrafter.export.graph import Part
 from edgecrafter.hub import ModelInfo
+from edgecrafter.models.eightbit import kept, stays
 
 IMAGES = "images"
 """the input of parts that calibration pictures can be fed to"""
+OPERATORS = ["Conv", "MatMul", "Gemm"]
 
 
 def onnx_int8(proto: Any, path: Path, part: Part, calibration: Calibration) -> None:
@@ -37,34 +41,52 @@ def onnx_int8(proto: Any, path: Path, part: Part, calibration: Calibration) -> N
     """
     import onnx
 
-    nodes = presets.layers(proto)
-    chosen = [node for node, layer in nodes.items() if not presets.stays(layer, calibration.kept)]
-    if IMAGES not in part.inputs or not chosen:
-        onnx.save(proto, path)
-        return
-    quantised(proto, path, calibration.feeds(list(part.inputs), len(part.inputs[IMAGES])), chosen)
+    nodes = layers.layers_of(proto)
+    chosen = [node for node, layer in nodes.items() if not stays(layer, calibration.kept)]
+    if IMAGES in part.inputs and chosen:
+        feeds = calibration.feeds(list(part.inputs), len(part.inputs[IMAGES]))
+        proto = quantised(proto, ranges(proto, feeds), chosen)
+    onnx.save(proto, path)
 
 
-def quantised(proto: Any, path: Path, feeds: Iterator[dict[str, Any]], chosen: Sequence[str]) -> None:
-    """Write ``proto`` with 8 bits in the ``chosen`` nodes; ``feeds`` are the inputs that ranges come from."""
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+def ranges(proto: Any, feeds: Iterator[dict[str, Any]]) -> Any:
+    """The least and greatest value of every input and output of the layers of an ONNX model, over all ``feeds``."""
+    from onnxruntime.quantization import CalibrationMethod
+    from onnxruntime.quantization.calibrate import create_calibrator
 
-    bias_in_rows(proto)
+    with _quiet(), tempfile.TemporaryDirectory() as folder:
+        augmented = str(Path(folder) / "augmented.onnx")
+        calibrator = create_calibrator(
+            proto, OPERATORS, augmented_model_path=augmented, calibrate_method=CalibrationMethod.MinMax
+        )
+        for feed in feeds:
+            calibrator.collect_data(_Reader(iter([feed])))
+        return calibrator.compute_data()
+
+
+def quantised(proto: Any, found: Any, chosen: Sequence[str]) -> Any:
+    """A copy of an ONNX model with 8 bits in the nodes called ``chosen``; ``found`` are its ``ranges``."""
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    copied = copy.deepcopy(proto)
+    bias_in_rows(copied)
     with _quiet():
-        quantize_static(
-            proto,
-            str(path),
-            _Reader(feeds),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "MatMul", "Gemm"],
-            nodes_to_quantize=list(chosen),
+        quantizer = QDQQuantizer(
+            copied,
             per_channel=True,
-            activation_type=QuantType.QUInt8,  # kernels of x86 multiply unsigned by signed
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
+            reduce_range=False,
+            weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QUInt8,  # kernels of x86 multiply unsigned by signed
+            tensors_range=found,
+            nodes_to_quantize=list(chosen),
+            nodes_to_exclude=[],
+            op_types_to_quantize=list(OPERATORS),
             # sums of products are 32 bits wide: rounding them to 8 would cost accuracy and time
             extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"]},
         )
+        quantizer.quantize_model()
+    return quantizer.model.model
 
 
 def bias_in_rows(proto: Any) -> None:
@@ -128,8 +150,8 @@ def openvino_int8(model: Any, proto: Any, part: Part, calibration: Calibration) 
     except ImportError as error:
         raise ValueError(f"int8 for OpenVINO needs NNCF ({error}): pip install 'edgecrafter[openvino]'") from None
     present = {node.get_friendly_name() for node in model.get_ordered_ops()}
-    nodes = presets.layers(proto)
-    left = [n for n, layer in nodes.items() if n in present and presets.stays(layer, calibration.kept)]
+    nodes = layers.layers_of(proto)
+    left = [n for n, layer in nodes.items() if n in present and stays(layer, calibration.kept)]
     feeds = list(calibration.feeds(list(part.inputs), len(part.inputs[IMAGES])))
     nncf.set_log_level(logging.ERROR)
     return nncf.quantize(
@@ -167,6 +189,6 @@ def report(
         "AP_fp32": round(ours, 5),
         "drop": round(drop, 5),
         "images": len(annotations),
-        "kept": list(presets.kept(info)),
+        "kept": list(kept(info.size.arch)),
         "text": text,
     }

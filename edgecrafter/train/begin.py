@@ -20,10 +20,11 @@ from edgecrafter.models import foreign
 from edgecrafter.models.network import Detector
 from edgecrafter.start import origin, start
 from edgecrafter.tasks import TASKS, Task
-from edgecrafter.train import distributed, recipes
+from edgecrafter.train import distributed, qat, recipes
 from edgecrafter.train.config import ARCHITECTURE, TrainConfig
 from edgecrafter.train.log import CSV
 from edgecrafter.train.methods import METHODS, distillers, parsed
+from edgecrafter.train.qat import Quantiser
 from edgecrafter.train.recipes import Plan
 from edgecrafter.train.state import WEIGHTS, interrupted, new_folder, read_of, run_project
 from edgecrafter.train.steps import freeze_parts
@@ -46,6 +47,8 @@ class Begin:
     saved: dict[str, Any] | None = None
     """the state to go on from"""
     distillers: list[Distiller] = field(default_factory=list)
+    quantiser: Quantiser | None = None
+    """of a run with ``qat``"""
 
 
 def fresh(config: TrainConfig, backbone: nn.Module | None = None) -> Begin:
@@ -85,6 +88,8 @@ def prepared(config: TrainConfig, backbone: nn.Module | None = None) -> Begin:
         )
     freeze_parts(network, tuple(config.freeze))  # an unknown part is an error before anything is written
     recipe = recipes.recipe_for(info.name)
+    if config.qat:
+        config, recipe = qat.settings(config, recipe, info.source == hub.RANDOM)
     plan = recipes.resolve(config, recipe, len(training), distributed.world(), random_vit)
     with distributed.first_process_first():
         methods = distillers(config, info, plan)
@@ -94,7 +99,8 @@ def prepared(config: TrainConfig, backbone: nn.Module | None = None) -> Begin:
     info = replace(info, licence="; ".join(licences))
     told = [line for method in methods for line in method.report()]
     distributed.say("\n".join([*lines, *_crowded(training, info), plan.report(), *told]))
-    return Begin(network, info, training, validation, plan, Path(), config, distillers=methods)
+    quantiser = Quantiser(network, info.size.arch) if config.qat else None
+    return Begin(network, info, training, validation, plan, Path(), config, distillers=methods, quantiser=quantiser)
 
 
 def continued(asked: TrainConfig, backbone: nn.Module | None = None) -> Begin:
@@ -128,7 +134,9 @@ def continued(asked: TrainConfig, backbone: nn.Module | None = None) -> Begin:
     vit = None if backbone is None else foreign.adopt(backbone, info.size.fused)
     with distributed.first_process_first():
         methods = distillers(config, info, plan)
-    return Begin(hub.build(info, vit), info, training, validation, plan, folder, config, saved, methods)
+    network = hub.build(info, vit)
+    quantiser = Quantiser(network, info.size.arch) if config.qat else None
+    return Begin(network, info, training, validation, plan, folder, config, saved, methods, quantiser)
 
 
 def _data(config: TrainConfig, task: Task) -> tuple[Annotations, Annotations]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +77,8 @@ def _run(begin: Begin, device: torch.device) -> Trained:
         network.encoder.compile()
 
     def score(averaged: nn.Module, pictures: Annotations = begin.val) -> dict[str, float]:
-        return evaluated(averaged, begin, pictures, precision).overall
+        with rounded(begin, averaged):
+            return evaluated(averaged, begin, pictures, precision).overall
 
     _rehearse(score(state.average.network, begin.val.subset([0])), task)
     terms = (*(row.name for row in step.loss.table), *(distiller.name for distiller in begin.distillers))
@@ -106,7 +108,8 @@ def _state(begin: Begin, step: SupervisedStep, device: torch.device, precision: 
     average = Average(network, plan.ema, plan.ema_warmup)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     optimizer = optim.adamw(network, plan, step.distillers)
-    state = RunState(network, average, optimizer, scaler, plan, begin.folder, begin.config.to_dict(), step.distillers)
+    beside = step.distillers if step.quantiser is None else nn.ModuleList([*step.distillers, step.quantiser])
+    state = RunState(network, average, optimizer, scaler, plan, begin.folder, begin.config.to_dict(), beside)
     if begin.saved is None:
         _keep(average.network, begin, False)
         state.save()
@@ -157,7 +160,23 @@ def step_of(begin: Begin, precision: str) -> SupervisedStep:
         noise=config.noise,
         distillers=begin.distillers,
         scales=scales_of(begin) if plan.scales else None,
+        quantiser=None if begin.quantiser is None else begin.quantiser.to(device),
     )
+
+
+@contextmanager
+def rounded(begin: Begin, network: nn.Module) -> Iterator[None]:
+    """Inside, with ``qat``, the layers of a copy of the run's network compute in 8 bits; ranges stay as they are."""
+    if begin.quantiser is None:
+        yield
+        return
+    mode = begin.quantiser.training
+    begin.quantiser.eval()
+    try:
+        with begin.quantiser.on(network):
+            yield
+    finally:
+        begin.quantiser.train(mode)
 
 
 def scales_of(begin: Begin) -> Scales:

@@ -17,6 +17,7 @@ from edgecrafter.models.foreign import Foreign, freeze_unused
 from edgecrafter.models.sizes import SIZES
 from edgecrafter.tasks import Task, skeleton
 from edgecrafter.train import distributed
+from edgecrafter.train.qat import Quantiser
 from edgecrafter.train.scales import Scales
 from edgecrafter.types import Batch, InputSpec, Labels, LayerOutput, Outputs, Target
 
@@ -54,9 +55,11 @@ class SupervisedStep(Step):
         noise: str = "paper",
         distillers: Sequence[Distiller] = (),
         scales: Scales | None = None,
+        quantiser: Quantiser | None = None,
     ) -> None:
         """``loss`` and ``budget`` (denoising queries per image) are the task's unless given; ``freeze`` and ``noise``
-        as in ``TrainConfig``; ``distillers`` add their losses; ``scales`` None: all pictures at their size."""
+        as in ``TrainConfig``; ``distillers`` add their losses; ``scales`` None: all pictures at their size;
+        ``quantiser`` rounds the network's layers to 8 bits, and batch norms then keep their statistics."""
         super().__init__()
         self.network = network
         self.distillers = nn.ModuleList(distillers)
@@ -75,7 +78,8 @@ class SupervisedStep(Step):
         for part in others:
             freeze_unused(part)
         self.draws = bool(others)  # our own networks draw nothing
-        self.still = freeze_parts(network, freeze)
+        self.quantiser = quantiser
+        self.still = freeze_parts(network, freeze if quantiser is None else (*freeze, "norm"))
         self.train()
 
     def train(self, mode: bool = True) -> SupervisedStep:
@@ -104,7 +108,8 @@ class SupervisedStep(Step):
         padded = {} if batch.valid is None else {"valid": batch.valid}
         drawn = seeded(_mixed(seed, 1), device) if self.draws else nullcontext()
         asked = [distiller.probes(batch) for distiller in self.distillers]  # type: ignore[operator]
-        with drawn, torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        rounded = nullcontext() if self.quantiser is None else self.quantiser.on(self.network)
+        with drawn, rounded, torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
             outputs = self.network(images, [group, *chain(*asked)], **padded)
         noisy, *answers = outputs.groups
         outputs = replace(outputs, groups=[noisy])

@@ -1,46 +1,14 @@
-"""Which layers of which network stay in floating point when the others take 8 bits.
-
-A layer is called after its module, ``backbone.vit.blocks.3.attn.qkv``; the products of attention, of two tensors that
-are both computed, after the module that they are in: ``backbone.vit.blocks.3.products``.
-"""
+"""The layers of an exported graph by name, and in groups."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from typing import Any
 
-from edgecrafter.hub import ModelInfo
+from edgecrafter.models.eightbit import PRODUCTS
 
-PRODUCTS = "products"
 PARTS = ("backbone", "encoder", "decoder")
 """the outermost modules of a network; what a graph puts around them is no part of a layer's name"""
-
-_HEADS = (
-    "*." + PRODUCTS,
-    "decoder.enc_score", "decoder.enc_box.*", "decoder.enc_pose*", "decoder.first_box.*", "decoder.first_pose*",
-    "decoder.position.*", "decoder.boxes.*", "decoder.poses.*", "decoder.scores.*", "decoder.quality.*",
-    "decoder.*cross_attn*.offsets", "decoder.*cross_attn*.weights",
-)  # fmt: skip
-KEPT: dict[str, tuple[str, ...]] = {
-    "ec": _HEADS,
-    "rt": _HEADS,
-    "dfine": _HEADS,
-    "rtdetrv2": _HEADS,
-}
-"""``Size.arch`` -> patterns of layers that stay in floating point. Found by ``sensitivity`` (benchmarks/int8.md)."""
-CLASSIC = ("*." + PRODUCTS, "decoder.*", "encoder.*")
-"""of the classic detectors: 8 bits are for the backbone"""
-
-
-def kept(info: ModelInfo) -> tuple[str, ...]:
-    """The patterns of a model."""
-    return KEPT.get(info.size.arch, CLASSIC)
-
-
-def stays(layer: str, patterns: Iterable[str]) -> bool:
-    """Whether a layer stays in floating point."""
-    return any(fnmatchcase(layer, pattern) for pattern in patterns)
 
 
 def layer_of(node: str) -> str:
@@ -51,7 +19,7 @@ def layer_of(node: str) -> str:
     return ".".join(names[first:])
 
 
-def layers(proto: Any) -> dict[str, str]:
+def layers_of(proto: Any) -> dict[str, str]:
     """Of an ONNX model, the nodes that could take 8 bits -> their layers: convolutions and matrix products."""
     fixed = {each.name for each in proto.graph.initializer}
     fixed |= {name for node in proto.graph.node if node.op_type == "Constant" for name in node.output}
