@@ -9,23 +9,33 @@ from typing import Any
 
 import torch
 
+from edgecrafter.export.audit import audit
 from edgecrafter.export.formats import Options
 from edgecrafter.export.graph import Graph, Part
+from edgecrafter.export.opset import LEAST, lowered
 
 OPSET = 20
 """GridSample and Gelu are operators of their own from here on; 17 is the least in which layer norms are"""
-LEAST = 17
+EXPORTED = 18
+"""the least that torch's exporter writes by itself"""
 
 
 def write(graph: Graph, folder: Path, options: Options) -> None:
     """Write ``<part>.onnx`` for every part; the metadata are in each.
 
-    Raises ValueError for an opset below 17, where layer norms fall apart and overflow in half precision.
+    Raises ValueError for an opset below 17, where layer norms fall apart and overflow in half precision, and for an npu
+    graph with operators that NPUs are not expected to have.
     """
     import onnx
 
     for part in graph.parts:
-        proto = model(part, graph.dynamic, options.opset)
+        npu = graph.kind == "npu"
+        proto = model(part, graph.dynamic, options.opset or (LEAST if npu else OPSET))
+        if npu:
+            found = audit(proto, f"{part.name}.onnx")
+            print(found.table())
+            found.require()
+            options.metadata.setdefault("audit", {})[part.name] = found.operators
         if options.precision == "fp16":
             from edgecrafter.export.half import halved
 
@@ -53,7 +63,7 @@ def model(part: Part, dynamic: bool, opset: int | None = None) -> Any:
             part.module,
             tuple(part.inputs.values()),
             dynamo=True,
-            opset_version=opset,
+            opset_version=max(opset, EXPORTED),
             input_names=list(part.inputs),
             output_names=list(part.outputs),
             dynamic_shapes=shapes,
@@ -67,7 +77,7 @@ def model(part: Part, dynamic: bool, opset: int | None = None) -> Any:
         node.doc_string = ""
     for value in proto.graph.value_info:
         del value.metadata_props[:]
-    return proto
+    return proto if opset >= EXPORTED else lowered(proto)
 
 
 def _scope(node: Any) -> str:
