@@ -76,14 +76,11 @@ class Mask:
     def to_coco(self) -> dict[str, Any]:
         """COCO's run-length code, as pycocotools reads it: lengths of runs down the columns, beginning with out."""
         height, total = self.size[0], self.size[0] * self.size[1]
-        columns, rows = np.nonzero(self.pixels.T)
-        inside = (columns + self.left) * height + rows + self.top
-        breaks = np.flatnonzero(np.diff(inside) != 1)
-        starts, stops = (
-            inside[np.r_[0, breaks + 1]] if len(inside) else inside,
-            inside[np.r_[breaks, -1][: len(inside)]],
-        )
-        edges = np.stack([starts, stops + 1], axis=1).ravel()
+        columns = np.pad(self.pixels.T, ((0, 0), (1, 1)))
+        column, row = np.nonzero(columns[:, 1:] != columns[:, :-1])
+        edges = (column + self.left) * height + row + self.top
+        joined = edges[1:] == edges[:-1]  # a run that reaches the bottom goes on at the top of the next column
+        edges = edges[~(np.append(joined, False) | np.append(False, joined))] if len(edges) else edges
         counts = np.diff(edges[edges < total], prepend=0, append=total).tolist()
         letters = []
         for place, count in enumerate(counts):
