@@ -9,15 +9,14 @@ import warnings
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgecrafter.export.formats import Options
 from edgecrafter.export.graph import Graph, Part
 from edgecrafter.export.npu_sampling import Largest
 
-STEEP = 1e30
-"""turns a difference into 0 or more than 1; float32 only, which traced comparisons do not survive"""
+STEEP, TIMES = 60000.0, 3
+"""a difference times this, this often, is 0 or beyond 1; a number that float16 holds"""
 
 
 def write(graph: Graph, folder: Path, options: Options) -> None:
@@ -73,12 +72,15 @@ class LargestByProducts(nn.Module):
         before: Tensor | float = 0.0
         for i in range(self.top):
             best = x.amax(-1, keepdim=True)
-            equal = F.relu(1 + (x - best) * STEEP)
+            below = x - best
+            for _ in range(TIMES):
+                below = (below * STEEP).clamp(-1, 0)
+            equal = 1 + below
             count = count + equal.sum(-1, keepdim=True)
             filled = (count - self.places).clamp(0, 1)  # type: ignore[operator]
             found = found + best * (filled - before)
             before = filled
             if i < self.top - 1:
-                x = x - equal * 60000
+                x = x - equal * STEEP
         assert isinstance(found, Tensor)
         return found
