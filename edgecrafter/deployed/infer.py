@@ -544,9 +544,14 @@ class ExecuTorch(Session):
     modules, package = ("executorch.runtime",), "executorch"
 
     def open(self, path: Path, part: Mapping[str, Any], threads: int | None) -> Run:
-        method = self.runtime().Runtime.get().load_program(path.read_bytes()).load_method("forward")
-        tensor = sys.modules["torch"].from_numpy
-        return lambda inputs: [each.numpy() for each in method.execute([tensor(each) for each in inputs.values()])]
+        program = self.runtime().Runtime.get().load_program(str(path))
+        method, tensor = program.load_method("forward"), sys.modules["torch"].from_numpy
+
+        def run(inputs: dict[str, Array]) -> list[Array]:
+            assert program is not None  # which the method does not keep alive
+            return [each.numpy() for each in method.execute([tensor(each) for each in inputs.values()])]
+
+        return run
 
 
 class Ncnn(Session):
