@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def sensitivity(
     pictures: Source,
     annotations: Annotations | None = None,
     only: Sequence[str] = (),
-) -> list[Row]:
+) -> Iterator[Row]:
     """Quantise one group of layers at a time (``layers.groups``) for ONNX Runtime, and compare with torch.
 
     Args:
@@ -76,7 +76,6 @@ def sensitivity(
     fixed = replace(info, input=replace(info.input, size=calibration.size))
     wanted = Predictor(network, fixed, "cpu")(pictures, conf=0.0, max_det=BEST)
     reference = None if annotations is None else _ap(network, fixed, annotations)
-    rows = []
     for name, members in sets.items():
         if only and name not in only:
             continue
@@ -84,8 +83,7 @@ def sensitivity(
         deployed, seen = _running(quantised(proto, found, chosen), made, network, info, calibration.size)
         score, place = differences(wanted, Predictor(deployed, seen)(pictures, conf=0.0, max_det=5 * BEST))
         drop = None if annotations is None or reference is None else reference - _ap(deployed, seen, annotations)
-        rows.append(Row(name, len(members), score, place, drop))
-    return rows
+        yield Row(name, len(members), score, place, drop)
 
 
 def _running(
@@ -116,8 +114,9 @@ def differences(wanted: Sequence[Result], found: Sequence[Result]) -> tuple[floa
     return float(torch.cat(scores).mean()), float(torch.cat(places).mean())
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Iterable[Row]) -> str:
     """The rows as Markdown, the worst groups first."""
+    rows = list(rows)
     head, rest = [row for row in rows if row.group in (ALL, PRESET)], [r for r in rows if r.group not in (ALL, PRESET)]
     lines = ["| in 8 bits | layers | score differs by | 1 - IoU | AP lost |", "| --- | ---: | ---: | ---: | ---: |"]
     for row in [*head, *sorted(rest, key=lambda row: -row.place - row.score)]:
