@@ -132,7 +132,7 @@ def test_it_is_saved_with_the_model_and_others_are_refused() -> None:
     info = hub.described("ecdet-p", LABELS, SPEC)
     assert hub.ModelInfo.from_json(info.to_json()).input == SPEC
     assert hub.described("ecdet-p", LABELS).input.resize == "stretch"
-    with pytest.raises(ValueError, match="letterbox.*knows stretch, keep only"):
+    with pytest.raises(ValueError, match="letterbox.*knows stretch, keep, frame only"):
         InputSpec(resize="letterbox")
 
 
