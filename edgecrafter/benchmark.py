@@ -124,7 +124,7 @@ def _artefact(
     config: BenchmarkConfig, loaded: Model, size: tuple[int, int], name: str, kind: str, folder: Path, threads: int
 ) -> _Artefact:
     if kind == TORCH:
-        return _Artefact(name, kind, Model(fuse(loaded.network), loaded.info), None, config.model)
+        return _Artefact(name, kind, Model(fuse(loaded.detector()), loaded.info), None, config.model)
     where = Path(name)
     if not (where / runtimes.METADATA).is_file():
         precision = name.partition("-")[2]
@@ -153,7 +153,9 @@ def _row(config: BenchmarkConfig, artefact: _Artefact) -> Row:
 def _megabytes(artefact: _Artefact) -> float:
     """Of what a device needs: the files of an export, or the weights."""
     if artefact.folder is None:
-        return sum(each.numel() * each.element_size() for each in artefact.model.network.state_dict().values()) / 1e6
+        return float(
+            sum(each.numel() * each.element_size() for each in artefact.model.network.state_dict().values()) / 1e6
+        )
     names = {"infer.py", runtimes.METADATA}
     return (
         sum(path.stat().st_size for path in artefact.folder.rglob("*") if path.is_file() and path.name not in names)

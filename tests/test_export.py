@@ -228,7 +228,7 @@ def test_a_wrong_answer_of_one_picture_is_found(model: Model) -> None:
         ({"imgsz": -1}, "imgsz=-1"),
         ({"opset": 16}, "opset=16"),
         ({"preset": "nope"}, "preset='nope'"),
-        ({"formt": "onnx"}, "Did you mean 'format'"),
+        ({"formats": "onnx"}, "Did you mean 'format'"),
     ],
 )
 def test_options_that_cannot_be(model: Model, tmp_path: Path, options: dict[str, Any], says: str) -> None:

@@ -20,7 +20,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 SACRED = (
     "python3 -m venv .venv && .venv/bin/pip install -q -e '.[plot]' && .venv/bin/edgecrafter quickstart",
-    "python3 -m venv .venv && .venv/bin/pip install -q -e '.[dev]' && .venv/bin/python -m pytest -q -n auto --dist loadfile -m \"not slow\"",
+    "python3 -m venv .venv && .venv/bin/pip install -q -e '.[dev]' && "
+    ".venv/bin/python -m pytest -q -n auto --dist loadfile -m \"not slow\"",
 )
 
 

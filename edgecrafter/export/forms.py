@@ -46,4 +46,4 @@ class ExportedBlock(nn.Module):
         q, k, v = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in self.attn.qkv(self.norm1(x)).chunk(3, -1))
         q, k = (part * cosines + torch.cat(part.chunk(2, -1)[::-1], dim=-1) * sines for part in (q, k))
         x = x + self.attn.proj(attend(q, k, v).transpose(1, 2).reshape(B, N, D))
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))  # type: ignore[no-any-return]

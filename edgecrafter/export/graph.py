@@ -108,7 +108,7 @@ class Full(Raw):
         labels = labels if layer.logits.shape[-1] == C else used[labels]
         found = {"scores": scores, "labels": labels}
         if layer.keypoints is not None:
-            points = _rows(layer.keypoints.float().flatten(2), queries).unflatten(-1, (-1, 2))
+            points = _rows(layer.keypoints.float().flatten(2), queries).unflatten(-1, (-1, 2))  # type: ignore[no-untyped-call]
             owned = None if self.owned is None else self.owned[labels][..., None]  # type: ignore[index]
             found["boxes"] = _extent(points, owned)
             found["keypoints"] = points if owned is None else points * owned

@@ -10,8 +10,8 @@ from typing import Any
 
 OPERATORS = {
     "Add", "AveragePool", "Clip", "Concat", "Conv", "Div", "Expand", "Flatten", "Gelu", "Gemm", "Identity", "MatMul",
-    "MaxPool", "Mul", "Neg", "Pad", "Relu", "Reshape", "Sigmoid", "Slice", "Split", "Squeeze", "Sub", "Tanh", "Transpose",
-    "Unsqueeze",
+    "MaxPool", "Mul", "Neg", "Pad", "Relu", "Reshape", "Sigmoid", "Slice", "Split", "Squeeze", "Sub", "Tanh",
+    "Transpose", "Unsqueeze",
 }  # fmt: skip
 """operators that are computed in 16 bits; all others, softmax, norms, sums, sampling and selection among them, in 32"""
 MODULES = (
@@ -25,7 +25,7 @@ LOOSE = ("", "network.decoder", "network")
 
 
 def halved(proto: Any) -> Any:
-    """The model in 16 bits; inputs and outputs keep 32. Nodes are named after their modules (``formats.onnx.model``)."""
+    """The model in 16 bits; inputs and outputs keep 32. Nodes have the names that ``formats.onnx.model`` gives."""
     import onnx
 
     work = _Halving(onnx, proto)
@@ -74,7 +74,7 @@ class _Halving:
             else:
                 self.cast(self.names[not small][value], name, small)
             self.names[small][value] = name
-        return self.names[small][value]
+        return str(self.names[small][value])
 
     def cast(self, source: str, target: str, small: bool) -> None:
         kinds = self.onnx.TensorProto

@@ -148,7 +148,9 @@ class PoseDecoder(nn.Module):
         points = (moves.float() + anchor[chosen][:, :, None]).sigmoid()
         proposals = LayerOutput(pick(logits, chosen), keypoints=points)
         keypoints = self.ranks.weight[:count, None] + self.keypoints.weight
-        own = torch.cat([self.instance.weight.expand(count, 1, -1), keypoints], dim=1).expand(tokens.shape[0], -1, -1, -1)
+        own = torch.cat([self.instance.weight.expand(count, 1, -1), keypoints], dim=1).expand(
+            tokens.shape[0], -1, -1, -1
+        )
         given = [self.groups(group, self.classes) for group in groups]
         queries = Queries(
             content=torch.cat([*(content for content, _ in given), own], dim=1),
