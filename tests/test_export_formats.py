@@ -120,7 +120,7 @@ def test_rknn_is_built_by_another_python(precision: str, tmp_path: Path, monkeyp
     options = Options(precision, {"edgecrafter": 1}, Fed())
     rknn.write(tiny()[0], tmp_path, options)
     said = json.loads((tmp_path / "model.rknn").read_text())
-    assert said["config"] == {"target_platform": "rk3588", "custom_string": '{"edgecrafter": 1}'}
+    assert said["config"] == {"target_platform": "rk3588", "custom_string": '{"edgecrafter": 1, "name": ""}'}
     assert said["model"] > 1000
     quantised, files = said["build"]
     assert quantised == (precision == "int8") and (files is None or len(files) == 2)

@@ -33,7 +33,7 @@ def write(graph: Graph, folder: Path, options: Options) -> None:
     for part in graph.parts:
         with torch.no_grad():
             inputs = tuple(each.clone() for each in part.inputs.values())
-            made = litert_torch.convert(Ranked(part).eval(), inputs)
+            made = litert_torch.convert(Readable(part).eval(), inputs)
         path = folder / f"{part.name}.tflite"
         made.export(str(path))
         if options.precision == "int8" and "images" in part.inputs:
@@ -41,26 +41,34 @@ def write(graph: Graph, folder: Path, options: Options) -> None:
         _describe(path, options.metadata)
 
 
-class Ranked(nn.Module):
-    """A part whose ``topk`` is LiteRT's own operator; left alone it becomes a sort that the interpreter lacks."""
+class Readable(nn.Module):
+    """A part whose ``topk`` is LiteRT's own operator: left alone it becomes a sort that the interpreter lacks."""
 
     def __init__(self, part: Part) -> None:
         super().__init__()
         self.module = part.module
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        with _TopK():
+        with _Own():
             return self.module(*inputs)  # type: ignore[no-any-return]
 
 
-class _TopK(TorchFunctionMode):
+class _Own(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        if func not in (torch.topk, Tensor.topk):
-            return func(*args, **(kwargs or {}))
-        values, places = torch.ops.tfl.topk_v2(args[0], args[1])  # of the last axis, the largest, in order
-        return torch.return_types.topk((values, places.long()))
+        kwargs = kwargs or {}
+        if func in (torch.topk, Tensor.topk):
+            values, places = torch.ops.tfl.topk_v2(args[0], args[1])  # of the last axis, the largest, in order
+            return torch.return_types.topk((values, places.long()))
+        if func in (torch.split, Tensor.split) and _whole(*args, **kwargs):
+            return (args[0],)
+        return func(*args, **kwargs)
+
+
+def _whole(x: Tensor, size: int | list[int], dim: int = 0) -> bool:
+    """Whether a split leaves one part, which the converter fails at."""
+    return size >= x.shape[dim] if isinstance(size, int) else len(size) == 1
 
 
 def quantise(path: Path, names: list[str], calibration: Calibration) -> None:

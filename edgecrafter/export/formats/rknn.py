@@ -47,7 +47,7 @@ def write(graph: Graph, folder: Path, options: Options) -> None:
                 "onnx": str(work / "part.onnx"),
                 "rknn": str((folder / f"{part.name}.rknn").resolve()),
                 "target": os.environ.get("RKNN_TARGET", TARGET),
-                "metadata": json.dumps(options.metadata),
+                "metadata": _short(options.metadata),
                 "dataset": _dataset(work, list(part.inputs), options) if quantised else None,
             }
             run(python, spec, work)
@@ -78,6 +78,15 @@ def run(python: str, spec: Mapping[str, Any], work: Path) -> None:
     if done.returncode:
         part, said = Path(spec["rknn"]).stem, (done.stderr + done.stdout).strip()[-1500:]
         raise ValueError(f"rknn-toolkit2 could not convert {part}: {said}")
+
+
+def _short(metadata: Mapping[str, Any]) -> str:
+    """What fits of the metadata: the toolkit takes less than 1024 characters."""
+    kept = {
+        name: metadata[name] for name in ("edgecrafter", "graph", "precision", "sha256", "licence") if name in metadata
+    }
+    name = metadata.get("model", {}).get("name", "")
+    return json.dumps({**kept, "name": name})[:1023]
 
 
 def _dataset(work: Path, names: list[str], options: Options) -> str:
