@@ -67,15 +67,13 @@ class Parity:
 def compare(
     reference: Predictor, exported: Predictor, pictures: Source, size: tuple[int, int], tolerance: Tolerance | None
 ) -> Parity:
-    """Predict on the same pictures with both; ``size`` is the input's. ``tolerance`` None: everything passes that is
+    """Predict on the same pictures with both, whose input is of ``size``. ``tolerance`` None: everything passes that is
     finite.
 
     Raises FileNotFoundError and ValueError for pictures that cannot be read, as prediction does.
     """
     rows: list[tuple[str, _Differences]] = []
-    answers = zip(
-        reference.stream(pictures, conf=0.0, imgsz=size, max_det=MOST), exported.stream(pictures, conf=0.0), strict=True
-    )
+    answers = zip(reference.stream(pictures, conf=0.0, max_det=MOST), exported.stream(pictures, conf=0.0), strict=True)
     for ours, theirs in answers:
         kept = ours.take((ours.scores >= SURE) | (torch.arange(len(ours)) < LEAST))
         rows.append((ours.title, _differences(kept, theirs, size)))
@@ -140,7 +138,7 @@ def _partners(ours: Result, theirs: Result) -> tuple[Tensor, Tensor]:
     """Index of the partner of each of ours that has one, and which of ours those are (bool)."""
     if not len(theirs):
         return torch.zeros(0, dtype=torch.int64), torch.zeros(len(ours), dtype=torch.bool)
-    likeness = box_ops.iou(ours.boxes, theirs.boxes)
+    likeness = _likeness(ours, theirs)
     likeness -= (ours.scores[:, None] - theirs.scores[None]).abs()  # of several alike, the one with the same score
     likeness = likeness.masked_fill(ours.labels[:, None] != theirs.labels[None], -1.0)
     partners, taken = [], torch.zeros(len(ours), dtype=torch.bool)
@@ -151,6 +149,15 @@ def _partners(ours: Result, theirs: Result) -> tuple[Tensor, Tensor]:
             taken[row] = True
             likeness[:, best] = -2.0
     return torch.tensor(partners, dtype=torch.int64), taken
+
+
+def _likeness(ours: Result, theirs: Result) -> Tensor:
+    """How much alike two detections are, [N, M]: the overlap of their boxes; of poses, whose boxes may have no size,
+    1 for the same keypoints and a half for a mean distance of 1/64 of the picture."""
+    if ours.keypoints is None or theirs.keypoints is None:
+        return box_ops.iou(ours.boxes, theirs.boxes)
+    far = torch.cdist(ours.keypoints[..., :2].flatten(1), theirs.keypoints[..., :2].flatten(1), p=1)
+    return 1 / (1 + 64 * far / (2 * ours.keypoints.shape[1] * max(ours.size)))
 
 
 def pictures(given: Sequence[str], found: Sequence[str]) -> Source:

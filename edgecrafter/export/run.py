@@ -165,11 +165,13 @@ def _proved(
         return Exported(folder, content, None)
     from edgecrafter.deployed.network import load
 
-    deployed, seen = load(folder, config.device)
+    deployed, seen = load(folder)
     found = [str(annotations.path(i)) for i in range(min(PICTURES, len(annotations)))] if config.data else []
     pictures = parity.pictures(config.images, found)
     precision = content["precision"]
-    reference = Predictor(network, info, config.device)
+    # torch sees the very inputs of the export: of this size, and padded in the same way
+    same = replace(info, input=replace(info.input, size=size, resize=seen.input.resize))
+    reference = Predictor(network, same, config.device)
     result = parity.compare(reference, Predictor(deployed, seen), pictures, size, parity.TOLERANCES.get(precision))
     content["parity"] = result.to_dict()
     if precision == "int8":

@@ -71,6 +71,9 @@ def model(part: Part, dynamic: bool, opset: int | None = None) -> Any:
         )
     assert program is not None
     proto = program.model_proto
+    fixed = [each.name for each in proto.graph.input if each.type.tensor_type.shape.dim[0].dim_value]
+    if dynamic and fixed:
+        raise ValueError(f"batch=dynamic: the batch of {', '.join(fixed)} cannot be left free; give a number")
     for node in proto.graph.node:
         node.name = f"{_scope(node)}/{node.name}"
         del node.metadata_props[:]

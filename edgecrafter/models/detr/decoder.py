@@ -85,7 +85,7 @@ class DeformableDecoder(nn.Module):
             self.box.layers[-1].bias[2:] = -2.0  # type: ignore[index,operator]
 
     def forward(self, memory: Sequence[Tensor], masks: Sequence[Tensor], groups: Sequence[QueryGroup] = ()) -> Outputs:
-        B, count = len(memory[0]), self.queries.num_embeddings
+        B, count = memory[0].shape[0], self.queries.num_embeddings
         position, content = self.queries.weight.expand(B, -1, -1).chunk(2, dim=-1)
         points = self.point(position).sigmoid()
         asked = [group for group in groups if group.labels.shape[1]]
@@ -138,7 +138,7 @@ class DinoDecoder(nn.Module):
         proposals = self.propose(memory, masks)
         assert proposals.boxes is not None
         count, ratios = proposals.boxes.shape[1], ratios_of(masks)
-        own = self.queries.weight[:count].expand(len(memory[0]), -1, -1)
+        own = self.queries.weight[:count].expand(memory[0].shape[0], -1, -1)
         contents, boxes = self.groups(groups)
         x = torch.cat([*contents, own], dim=1)
         kept = seen = torch.cat([*boxes, proposals.boxes.detach()], dim=1)

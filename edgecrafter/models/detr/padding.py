@@ -75,4 +75,4 @@ def unflat(tokens: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """The reverse of ``flat``, for levels of the shapes of ``like``."""
     shapes = [level.shape[2:] for level in like]
     parts = torch.split(tokens, [h * w for h, w in shapes], dim=1)
-    return [part.mT.reshape(len(part), -1, *shape) for part, shape in zip(parts, shapes, strict=True)]
+    return [part.mT.reshape(part.shape[0], -1, *shape) for part, shape in zip(parts, shapes, strict=True)]
