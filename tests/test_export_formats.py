@@ -104,8 +104,16 @@ class Fed:
         return iter([{name: np.zeros((1, 3, *SIZE), np.float32) for name in names}] * 2)
 
 
-def toolkit(folder: Path, monkeypatch: pytest.MonkeyPatch, code: int = 0) -> None:
+@pytest.fixture(scope="module")
+def proto() -> Any:
+    """The ONNX model of ``tiny``, made once."""
+    pytest.importorskip("onnxscript")
+    return rknn.onnx_format.model(tiny()[0].parts[0], False, rknn.OPSET)
+
+
+def toolkit(folder: Path, proto: Any, monkeypatch: pytest.MonkeyPatch, code: int = 0) -> None:
     """A stand-in for rknn-toolkit2 in the Python that runs the tests."""
+    monkeypatch.setattr(rknn.onnx_format, "model", lambda *given: proto)
     (folder / "rknn").mkdir(parents=True)
     (folder / "rknn" / "__init__.py").touch()
     (folder / "rknn" / "api.py").write_text(TOOLKIT.replace("CODE", str(code)), encoding="utf-8")
@@ -114,9 +122,10 @@ def toolkit(folder: Path, monkeypatch: pytest.MonkeyPatch, code: int = 0) -> Non
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_rknn_is_built_by_another_python(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("onnxscript")
-    toolkit(tmp_path / "site", monkeypatch)
+def test_rknn_is_built_by_another_python(
+    precision: str, proto: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toolkit(tmp_path / "site", proto, monkeypatch)
     options = Options(precision, {"edgecrafter": 1}, Fed())
     rknn.write(tiny()[0], tmp_path, options)
     said = json.loads((tmp_path / "model.rknn").read_text())
@@ -126,9 +135,8 @@ def test_rknn_is_built_by_another_python(precision: str, tmp_path: Path, monkeyp
     assert quantised == (precision == "int8") and (files is None or len(files) == 2)
 
 
-def test_what_rknn_says_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("onnxscript")
-    toolkit(tmp_path / "site", monkeypatch, code=-1)
+def test_what_rknn_says_is_passed_on(proto: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toolkit(tmp_path / "site", proto, monkeypatch, code=-1)
     with pytest.raises(ValueError, match=r"could not convert model.*build failed \(-1\)"):
         rknn.write(tiny()[0], tmp_path, Options("fp16"))
 
