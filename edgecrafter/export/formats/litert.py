@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -88,9 +89,14 @@ def _describe(path: Path, metadata: dict[str, Any]) -> None:
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes(), 0))
+    raw = path.read_bytes()
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(raw, 0))
+    for buffer in model.buffers:
+        if buffer.offset > 1:  # kept behind the model, where packing would lose it
+            buffer.data = np.frombuffer(raw, np.uint8, buffer.size, buffer.offset)
+            buffer.offset = buffer.size = 0
     text, entry = schema.BufferT(), schema.MetadataT()
-    text.data = list(json.dumps(metadata).encode())
+    text.data = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
     entry.name, entry.buffer = "edgecrafter", len(model.buffers)
     model.buffers.append(text)
     model.metadata = [*(model.metadata or []), entry]
