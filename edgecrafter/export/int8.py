@@ -51,13 +51,15 @@ def onnx_int8(proto: Any, path: Path, part: Part, calibration: Calibration) -> N
 
 def ranges(proto: Any, feeds: Iterator[dict[str, Any]]) -> Any:
     """The least and greatest value of every input and output of the layers of an ONNX model, over all ``feeds``."""
+    import onnx
     from onnxruntime.quantization import CalibrationMethod
     from onnxruntime.quantization.calibrate import create_calibrator
 
     with _quiet(), tempfile.TemporaryDirectory() as folder:
-        augmented = str(Path(folder) / "augmented.onnx")
+        plain, augmented = Path(folder) / "model.onnx", str(Path(folder) / "augmented.onnx")
+        onnx.save(proto, plain)
         calibrator = create_calibrator(
-            proto, OPERATORS, augmented_model_path=augmented, calibrate_method=CalibrationMethod.MinMax
+            plain, OPERATORS, augmented_model_path=augmented, calibrate_method=CalibrationMethod.MinMax
         )
         for feed in feeds:
             calibrator.collect_data(_Reader(iter([feed])))

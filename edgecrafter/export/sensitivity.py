@@ -62,7 +62,7 @@ def sensitivity(
         calibration: pictures that ranges come from; its ``kept`` are the preset of the second row.
         pictures: to compare answers on.
         annotations: to score AP on; None: AP is not measured.
-        only: names of groups; empty: all layers, the preset, and every group.
+        only: names of groups, or patterns of layers; empty: all layers, the preset, and every group.
     """
     made = graph(network, info, "raw", calibration.size, 1)
     proto = onnx_format.model(made.parts[0], False)
@@ -76,9 +76,8 @@ def sensitivity(
     fixed = replace(info, input=replace(info.input, size=calibration.size))
     wanted = Predictor(network, fixed, "cpu")(pictures, conf=0.0, max_det=BEST)
     reference = None if annotations is None else _ap(network, fixed, annotations)
-    for name, members in sets.items():
-        if only and name not in only:
-            continue
+    for name in only or sets:
+        members = sets.get(name) or sorted({layer for layer in nodes.values() if stays(layer, [name])})
         chosen = [node for node, layer in nodes.items() if layer in members]
         deployed, seen = _running(quantised(proto, found, chosen), made, network, info, calibration.size)
         score, place = differences(wanted, Predictor(deployed, seen)(pictures, conf=0.0, max_det=5 * BEST))
