@@ -21,7 +21,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *s
 SACRED = (
     "python3 -m venv .venv && .venv/bin/pip install -q -e '.[plot]' && .venv/bin/edgecrafter quickstart",
     "python3 -m venv .venv && .venv/bin/pip install -q -e '.[dev]' && "
-    ".venv/bin/python -m pytest -q -n auto --dist loadfile -m \"not slow\"",
+    '.venv/bin/python -m pytest -q -n auto --dist loadfile -m "not slow"',
 )
 
 
