@@ -38,6 +38,8 @@ from edgecrafter.predict import pixels
 from edgecrafter.train.state import new_folder
 
 WARM = 3
+PAUSE = 0.1
+"""seconds before every call: the threads of runtimes keep turning for a while, and would be in each other's way"""
 CONF = 0.25
 """least score in the post-processing that is timed"""
 PICTURES = 8
@@ -258,6 +260,7 @@ def _time(
 
 def _call(model: Model, paths: Sequence[Path], size: tuple[int, int]) -> tuple[float, float, float]:
     """Seconds of the three steps for some pictures."""
+    time.sleep(PAUSE)
     start = time.perf_counter()
     pictures = [files.read(path) for path in paths]
     inputs = model.info.input.normalise(torch.stack([pixels(picture, size) for picture in pictures]))
@@ -270,6 +273,7 @@ def _call(model: Model, paths: Sequence[Path], size: tuple[int, int]) -> tuple[f
 
 
 def _clocked(work: Callable[[], Any]) -> float:
+    time.sleep(PAUSE)
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

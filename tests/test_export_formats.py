@@ -55,7 +55,9 @@ def test_a_missing_tool_is_named_with_the_command_that_brings_it(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=rf"{name}.*cannot be imported.*pip install 'edgecrafter\[{name}\]'"):
+    with pytest.raises(
+        ValueError, match=rf"{name}.*cannot be imported.*pip install 'edgecrafter\[{FORMATS[name].extra}\]'"
+    ):
         FORMATS[name].write(Graph("raw", [], False), tmp_path, Options())
 
 

@@ -1,6 +1,8 @@
-"""A network in a form that tools can read: a fused copy, without operations in place."""
+"""A network in a form that tools can read and that runtimes are quick with: a fused copy, nothing in place."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,9 @@ from torch import Tensor, nn
 from edgecrafter.models.fuse import fuse
 from edgecrafter.models.network import Detector
 from edgecrafter.models.vit import FusedBlock
-from edgecrafter.nn.attention import attend
+
+ROWS = 1024
+"""tokens whose shares of attention are held at a time"""
 
 
 def deployable(network: Detector) -> Detector:
@@ -28,22 +32,40 @@ def _replace(module: nn.Module) -> None:
 
 
 class ExportedBlock(nn.Module):
-    """A block of the ViT whose rotation is one product and one sum for queries and keys together.
+    """A block of the ViT in the form that CPU runtimes take least time for (benchmarks/int8.md has what was tried).
 
-    The halves (a, b) become (a cos - b sin, b cos + a sin): the heads times the cosines, plus the heads with their
-    halves exchanged times the sines, the first half of which are negative.
+    Queries, keys and values have a product each, since cutting one tensor in three is a copy on one thread. The
+    queries' scale is in their weights. The halves (a, b) become (a cos - b sin, b cos + a sin): the heads times the
+    cosines, plus the heads with their halves exchanged times the sines, the first half of which are negative. Attention
+    goes in parts of at most ``ROWS`` queries, so that the shares stay in the processor's cache.
     """
 
     def __init__(self, block: FusedBlock) -> None:
         super().__init__()
-        self.norm1, self.attn, self.norm2 = block.norm1, block.attn, block.norm2
-        self.fc1, self.fc2 = block.fc1, block.fc2
+        self.norm1, self.norm2, self.fc1, self.fc2 = block.norm1, block.norm2, block.fc1, block.fc2
+        self.heads, self.proj = block.attn.heads, block.attn.proj
+        qkv = block.attn.qkv
+        scale = math.sqrt(self.heads / qkv.in_features)
+        parts = zip(qkv.weight.detach().chunk(3), qkv.bias.detach().chunk(3), (scale, 1.0, 1.0), strict=True)
+        self.query, self.key, self.value = (_linear(weight * factor, bias * factor) for weight, bias, factor in parts)
 
     def forward(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-        B, N, D = x.shape
-        heads = self.attn.heads
-        cosines, sines = torch.cat([cosine, cosine], dim=-1), torch.cat([-sine, sine], dim=-1)
-        q, k, v = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in self.attn.qkv(self.norm1(x)).chunk(3, -1))
-        q, k = (part * cosines + torch.cat(part.chunk(2, -1)[::-1], dim=-1) * sines for part in (q, k))
-        x = x + self.attn.proj(attend(q, k, v).transpose(1, 2).reshape(B, N, D))
+        """x [B, N, D], cosine and sine [N, D / heads / 2] -> [B, N, D]."""
+        x = x + self.proj(self.attend(self.norm1(x), cosine, sine))
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))  # type: ignore[no-any-return]
+
+    def attend(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        """Arguments as ``forward`` -> what the heads found, [B, N, D]."""
+        cosines, sines = torch.cat([cosine, cosine], dim=-1), torch.cat([-sine, sine], dim=-1)
+        q, k, v = (
+            part(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value)
+        )
+        q, k = (part * cosines + torch.cat(part.chunk(2, -1)[::-1], dim=-1) * sines for part in (q, k))
+        found = [(rows @ k.mT).softmax(-1) @ v for rows in q.chunk(math.ceil(q.shape[2] / ROWS), dim=2)]
+        return torch.cat(found, dim=2).transpose(1, 2).flatten(2)
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    made = nn.Linear(weight.shape[1], weight.shape[0])
+    made.weight, made.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
+    return made

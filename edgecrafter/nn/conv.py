@@ -102,9 +102,9 @@ class ELAN(nn.Module):
         self.merge = ConvNorm(2 * width + 2 * hidden, width, act=nn.SiLU())
 
     def forward(self, x: Tensor) -> Tensor:
-        kept, worked = self.split(x).chunk(2, dim=1)
-        first = self.stage1(worked)
-        return self.merge(torch.cat([kept, worked, first, self.stage2(first)], dim=1))  # type: ignore[no-any-return]
+        both = self.split(x)
+        first = self.stage1(both[:, both.shape[1] // 2 :])
+        return self.merge(torch.cat([both, first, self.stage2(first)], dim=1))  # type: ignore[no-any-return]
 
 
 def folded(block: ConvNorm) -> tuple[Tensor, Tensor]:

@@ -62,6 +62,16 @@ FORMATS = {
     "onnx": Format(
         "onnx", ".onnx", "onnxruntime", ("onnx", "onnxscript", "onnxruntime"), "onnx", ("fp32", "fp16", "int8"), True
     ),
+    "onnxruntime": Format(
+        "onnxruntime",
+        ".onnx",
+        "onnxruntime",
+        ("onnx", "onnxscript", "onnxruntime"),
+        "onnx",
+        ("fp32", "int8"),
+        True,
+        ("full", "raw"),
+    ),
     "openvino": Format(
         "openvino", ".xml", "openvino", ("onnx", "onnxscript", "openvino"), "openvino", ("fp32", "fp16", "int8"), True
     ),
