@@ -59,7 +59,7 @@ def row(model: Model, kind: str, precision: str, args: argparse.Namespace, folde
         found = model.export(**options, half=precision == "fp16", int8=precision == "int8", data=args.data)
         status = "passes" if found.parity else "written, not run"
     except ParityError as error:
-        folder = Path(str(error).rpartition("The files are kept in ")[2])
+        folder = error.folder
         found, status = None, "differs"
     except Exception as error:
         if args.trace:

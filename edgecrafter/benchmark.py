@@ -30,6 +30,7 @@ from edgecrafter.data import scenes
 from edgecrafter.deployed import infer as runtimes
 from edgecrafter.export.formats import FORMATS, Options
 from edgecrafter.export.graph import Graph, Part
+from edgecrafter.export.run import ParityError
 from edgecrafter.geometry.sides import KEEP
 from edgecrafter.model import Model
 from edgecrafter.models.fuse import fuse
@@ -65,7 +66,7 @@ def benchmark(config: BenchmarkConfig) -> Benchmark:
         raise ValueError(
             f"batch={config.batch}, rounds={config.rounds}: at least 1; threads={config.threads}: at least 0"
         )
-    kinds = [_kind(name) for name in config.formats]
+    kinds = [_kind(name, config.graph) for name in config.formats]
     threads = config.threads or os.cpu_count() or 1
     target = Path(config.folder)
     folder = new_folder(target.parent, target.name)
@@ -107,7 +108,7 @@ class _Artefact:
     source: str
 
 
-def _kind(name: str) -> str:
+def _kind(name: str, graph: str) -> str:
     """The format of a name such as ``onnx-int8``, or of the folder of an export."""
     if (Path(name) / runtimes.METADATA).is_file():
         return str(runtimes.metadata(Path(name))["format"])
@@ -117,6 +118,8 @@ def _kind(name: str) -> str:
     known = ("fp32",) if kind == TORCH else FORMATS[kind].precisions
     if precision and precision not in known:
         raise ValueError(f"formats={name}: {kind} is written in {', '.join(known)} here")
+    if kind != TORCH and graph not in FORMATS[kind].graphs:
+        raise ValueError(f"graph={graph}: {kind} takes {' or '.join(FORMATS[kind].graphs)}")
     if kind != TORCH and not (FORMATS[kind].runtime and runtimes.SESSIONS[FORMATS[kind].runtime].available()):
         raise ValueError(f"formats={name}: nothing here can run it; pip install 'edgecrafter[{FORMATS[kind].extra}]'")
     return kind
@@ -130,11 +133,20 @@ def _artefact(
     where = Path(name)
     if not (where / runtimes.METADATA).is_file():
         precision = name.partition("-")[2]
-        exported = loaded.export(
-            format=kind, half=precision == "fp16", int8=precision == "int8", graph=config.graph, imgsz=list(size),
-            batch=str(config.batch), data=config.data, folder=str(folder / name),
-        )  # fmt: skip
-        where = exported.folder
+        try:
+            where = loaded.export(
+                format=kind, half=precision == "fp16", int8=precision == "int8", graph=config.graph, imgsz=list(size),
+                batch=str(config.batch), data=config.data, folder=str(folder / name),
+            ).folder  # fmt: skip
+        except ParityError as error:  # it is timed all the same; the table says how far it is from torch
+            print(f"{name}: {error}", file=sys.stderr)
+            where = error.folder
+    made = runtimes.metadata(where)["input"]
+    if tuple(made["size"]) != tuple(size) or made["batch"] not in (None, config.batch):
+        raise ValueError(
+            f"formats={name}: made for {made['size'][0]} x {made['size'][1]} pixels and batch {made['batch']}, not for "
+            f"imgsz={size[0]},{size[1]} and batch={config.batch}; give what it was made for"
+        )
     from edgecrafter.deployed.network import load
 
     return _Artefact(name, kind, Model(*load(where, threads=threads)), where, str(where))  # type: ignore[arg-type]
@@ -178,7 +190,9 @@ def _peak(artefact: _Artefact, weights: str) -> float:
         "import numpy; from PIL import Image; picture = Image.fromarray(numpy.zeros((480, 640, 3), 'uint8'))\n"
         f"{work}\n{PEAK}"
     )
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f"{artefact.name}: it does not run in a process of its own; what it said stands above")
     return float(done.stdout.split()[-1])
 
 
@@ -298,10 +312,14 @@ def _conditions(config: BenchmarkConfig, loaded: Model, size: tuple[int, int], t
         "yardstick": "" if config.yardstick == "none" else config.yardstick,
         "data": config.data or "generated pictures of 640 x 640",
         "graph": config.graph,
-        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
+        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}{_gpu()}",
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "date": date.today().isoformat(),
     }
+
+
+def _gpu() -> str:
+    return f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
 
 
 def _processor() -> str:

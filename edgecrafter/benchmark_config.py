@@ -11,7 +11,7 @@ class BenchmarkConfig:
     turns with them, so that figures of different machines can be compared."""
 
     model: str = ""
-    """name, weight file, folder of a training run, or folders of exports"""
+    """name, weight file or folder of a training run"""
     weights: str = "auto"
     """auto (the model's own), or none: random ones, for times without scores"""
     formats: list[str] = field(default_factory=lambda: ["torch", "onnx", "openvino"])
@@ -24,7 +24,7 @@ class BenchmarkConfig:
     batch: int = 1
     """pictures per call"""
     threads: int = 0
-    """threads of every runtime; 0: as many as there are cores"""
+    """threads of every runtime (ExecuTorch and Core ML have their own); 0: as many as there are cores"""
     rounds: int = 20
     """calls of everything that are counted, after three that are not"""
     graph: str = "raw"

@@ -61,7 +61,7 @@ def test_the_folder_says_what_the_model_is(model: Model, exported: Path) -> None
     proto = onnx.load(exported / "model.onnx")
     within = json.loads({entry.key: entry.value for entry in proto.metadata_props}["edgecrafter"])
     assert beside["parity"]["passed"] and beside["parity"]["images"] == 4
-    assert {**beside, "parity": None} == {**within, "parity": None}
+    assert beside == within, "the proof included"
     assert beside["model"]["labels"]["names"] == list(model.names)
     assert beside["licence"] == model.info.licence and beside["source"] == model.info.source
     assert beside["input"]["size"] == [64, 96] and beside["input"]["batch"] is None
@@ -175,6 +175,62 @@ def test_a_corrupted_model_is_refused_and_kept(
     assert "cli_failed" in capsys.readouterr().err
 
 
+def test_what_cannot_be_proved_is_kept(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the model that was given is as it was, also where it was in training."""
+
+    def fails(*given: Any) -> Any:
+        raise RuntimeError("not finite")
+
+    monkeypatch.setattr(parity, "compare", fails)
+    monkeypatch.setitem(FORMATS, "onnx", Empty("onnx", ".onnx", "onnxruntime", (), "onnx"))
+    model.network.train()
+    try:
+        with pytest.raises(ParityError, match="cannot be proved.*files are kept in .*out_failed"):
+            model.export(imgsz=64, folder=str(tmp_path / "out"))
+        assert model.network.training
+    finally:
+        model.network.eval()
+    assert (tmp_path / "out_failed" / "model.onnx").is_file()
+
+
+class Empty(Format):
+    """Writes files that no runtime can read."""
+
+    def write(self, graph: Any, folder: Path, options: Options) -> None:
+        (folder / "model.onnx").write_bytes(b"")
+
+    def describe(self, paths: Any, metadata: Any) -> None:
+        pass
+
+
+def test_onnx_runtime_has_operators_of_its_own(model: Model, tmp_path: Path) -> None:
+    found = model.export(format="onnxruntime", graph="raw", batch="dynamic", imgsz=64, folder=str(tmp_path / "own"))
+    assert found.parity is not None and found.parity.passed and found.parity.detections >= 20
+    proto = onnx.load(found.folder / "model.onnx")
+    kinds = [node.op_type for node in proto.graph.node if node.domain == "com.microsoft"]
+    assert sorted(set(kinds)) == ["MultiHeadAttention", "RotaryEmbedding"] and len(kinds) == 3 * len(
+        model.network.backbone.vit.blocks  # type: ignore[union-attr, arg-type]
+    )
+    pictures = parity.pictures([], [])
+    torch.testing.assert_close(
+        ec.load(found.folder).predict(pictures, conf=0.0, max_det=5)[0].boxes,
+        model.predict(pictures, conf=0.0, max_det=5, imgsz=64)[0].boxes,
+        atol=0.01,
+        rtol=1e-4,
+    )
+
+
+def test_half_precision_of_the_npu_graph_keeps_the_same_heads(model: Model) -> None:
+    from edgecrafter.export.formats.onnx import prepared
+    from edgecrafter.export.half import halved
+
+    part = graph(model.network, model.info, "npu", (64, 64), 1)
+    proto = halved(prepared(part, part.parts[1], Options("fp16")))
+    halves = {t.name for t in proto.graph.initializer if t.data_type == onnx.TensorProto.FLOAT16}
+    assert len(halves) > 10
+    assert not [name for name in halves if "boxes" in name or "quality" in name or "position" in name]
+
+
 def test_a_wrong_answer_of_one_picture_is_found(model: Model) -> None:
     """Also by what is missing, shifted, or scored differently."""
     from edgecrafter.predict import Predictor
@@ -228,6 +284,10 @@ def test_a_wrong_answer_of_one_picture_is_found(model: Model) -> None:
         ({"imgsz": -1}, "imgsz=-1"),
         ({"opset": 16}, "opset=16"),
         ({"preset": "nope"}, "preset='nope'"),
+        ({"preset": "latency", "imgsz": 64}, "preset=latency means imgsz=640, not 64"),
+        ({"calibrate": 4}, "calibrate is for int8"),
+        ({"format": "executorch", "opset": 17}, "not made of an ONNX file"),
+        ({"format": "ncnn", "graph": "npu", "batch": "4"}, "one image per call"),
         ({"formats": "onnx"}, "Did you mean 'format'"),
     ],
 )

@@ -102,15 +102,15 @@ class RKNN:
 class Fed:
     """Calibration pictures."""
 
-    def feeds(self, names: list[str]) -> Any:
-        return iter([{name: np.zeros((1, 3, *SIZE), np.float32) for name in names}] * 2)
+    def feeds(self, names: list[str], batch: int) -> Any:
+        return iter([{name: np.zeros((batch, 3, *SIZE), np.float32) for name in names}] * 2)
 
 
 @pytest.fixture(scope="module")
 def proto() -> Any:
     """The ONNX model of ``tiny``, made once."""
     pytest.importorskip("onnxscript")
-    return rknn.onnx_format.model(tiny()[0].parts[0], False, rknn.OPSET)
+    return rknn.onnx_format.model(tiny()[0].parts[0], False, 17)
 
 
 def toolkit(folder: Path, proto: Any, monkeypatch: pytest.MonkeyPatch, code: int = 0) -> None:

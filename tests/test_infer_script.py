@@ -201,6 +201,10 @@ def _no_model(folder: Path) -> None:
         ),
         (_changed(runtime="abacus", format="beads"), ValueError, "'beads' cannot be run here"),
         (lambda folder: (folder / "metadata.json").write_text("[1]"), ValueError, "not hold the metadata"),
+        (_changed(input={"batch": 1}), ValueError, "damaged"),
+        (_changed(input={"size": [10**6, 10**6], "batch": 1}), ValueError, "damaged"),
+        (_changed(parts=[]), ValueError, "damaged"),
+        (lambda folder: (folder / "model.onnx").write_bytes(b"x"), ValueError, "onnxruntime cannot open it"),
     ],
 )
 def test_what_is_wrong_with_a_folder_is_said(
@@ -225,6 +229,7 @@ def test_what_is_wrong_with_a_call_is_said(tmp_path: Path) -> None:
         (picture((9, 9)), {"classes": 0}, ValueError),  # stands for nothing
         (picture((9, 9)), {"conf": 2}, ValueError),
         (picture((9, 9)), {"max_det": 0}, ValueError),
+        (picture((9, 9)), {"batch": 0}, ValueError),
     ]:
         with pytest.raises(error):
             model.predict(given, **options)  # type: ignore[arg-type]

@@ -99,9 +99,9 @@ def test_calibration_pictures_are_chosen_by_a_seed(model: tuple[Detector, ModelI
 
 def test_calibration_pads_pictures_that_keep_their_ratio(tmp_path: Path) -> None:
     Image.new("RGB", (80, 40), "white").save(tmp_path / "a.png")
-    calibration = Calibration((tmp_path / "a.png",), InputSpec((32, 64), resize="keep"), (64, 64))
+    calibration = Calibration((tmp_path / "a.png",), InputSpec((800, 1333), resize="keep"), (64, 64))
     (feed,) = calibration.feeds(["images", "valid"])
-    assert feed["valid"].sum() == 32 * 64
+    assert feed["valid"].sum() == 32 * 64, "as at run time: the largest that lies inside the frame"
     np.testing.assert_array_equal(feed["images"][0, 0], feed["valid"][0])
 
 

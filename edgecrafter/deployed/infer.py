@@ -42,6 +42,8 @@ Run = Callable[[dict[str, Array]], Sequence[Array]]
 
 METADATA = "metadata.json"
 VERSION = 1
+LIMIT = 16384
+"""most pixels of a side of the input, and most images of a batch, that are believed"""
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm"}
 FILL = 114
 """gray around a picture that does not fill the input"""
@@ -155,6 +157,8 @@ class Model:
 
         Raises ``FileNotFoundError`` and ``ValueError`` for what is no picture and for an unknown class.
         """
+        if batch < 1:
+            raise ValueError(f"batch={batch}: expected 1 or more")
         items, found = listed(pictures), []
         while group := list(islice(items, batch)):
             found += self.detect(group, conf, max_det, classes)
@@ -599,7 +603,8 @@ class TensorRt(Session):
         def run(inputs: dict[str, Array]) -> list[Array]:
             arrays = {}
             for name, value in inputs.items():
-                context.set_input_shape(name, value.shape)
+                if not context.set_input_shape(name, value.shape):
+                    raise ValueError(f"{path}: the engine takes no {name} of shape {value.shape}; fewer at a time?")
                 arrays[name] = value.astype(trt.nptype(engine.get_tensor_dtype(name)))
             for name in part["outputs"]:
                 arrays[name] = np.empty(
@@ -674,6 +679,15 @@ def checked(text: str, origin: Path) -> dict[str, Any]:
         raise ValueError(f"{origin} does not hold the metadata of an export of edgecrafter") from None
     if version != VERSION or missing:
         raise ValueError(f"{origin}: made by another version of edgecrafter ({version}); use the infer.py beside it")
+    try:
+        sides, batch, parts = list(meta["input"]["size"]), meta["input"]["batch"], len(meta["parts"])
+        counts = [*sides, 1 if batch is None else batch]
+        sound = len(sides) == 2 and all(type(n) is int and 1 <= n <= LIMIT for n in counts)
+        sound = sound and parts == (2 if meta["graph"] == "npu" else 1)
+    except (TypeError, KeyError):
+        sound = False
+    if not sound:
+        raise ValueError(f"{origin}: input or parts are damaged; copy the folder of the export again")
     return meta
 
 
@@ -681,7 +695,12 @@ def open_session(folder: Path, meta: Mapping[str, Any], threads: int | None = No
     """The session of an export. Raises ``ValueError`` for a runtime that is not known, and as ``Session``."""
     if meta["runtime"] not in SESSIONS:
         raise ValueError(f"format {meta.get('format')!r} cannot be run here; known runtimes: {', '.join(SESSIONS)}")
-    return SESSIONS[meta["runtime"]](folder, meta, threads)
+    try:
+        return SESSIONS[meta["runtime"]](folder, meta, threads)
+    except (ValueError, OSError, ImportError):
+        raise
+    except Exception as error:  # every runtime has errors of its own
+        raise ValueError(f"{folder}: {meta['runtime']} cannot open it: {str(error).splitlines()[0]}") from error
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -710,6 +729,8 @@ def main(words: Sequence[str] | None = None) -> int:
                 model.draw(item.picture, found).save(Path(given.draw) / f"{len(rows):04d}_{Path(item.title).stem}.jpg")
         if given.json:
             Path(given.json).write_text(json.dumps(rows), encoding="utf-8")
+        if not rows:
+            raise FileNotFoundError(f"no pictures in {', '.join(given.pictures)}")
         print(f"{len(rows)} pictures, {1000 * spent / max(1, len(rows)):.1f} ms each without reading", file=sys.stderr)
     except (ValueError, OSError, ImportError) as error:
         print(f"infer.py: error: {error}", file=sys.stderr)

@@ -73,7 +73,7 @@ def load(path: str | Path, device: str | torch.device = "", threads: int | None 
     """An export and what it is, with the input of its graph.
 
     Args:
-        path: the folder, or a model file in it; a file alone works where the format holds the metadata.
+        path: the folder, or a model file in it; an ONNX or OpenVINO file works alone, too.
         device: only ``cpu``, or empty; the runtime decides.
         threads: of the runtime; None: as it likes.
 
@@ -84,12 +84,7 @@ def load(path: str | Path, device: str | torch.device = "", threads: int | None 
     if str(device) not in ("", "cpu"):
         raise ValueError(f"device={device}: an export runs where its runtime does; leave the device out, or give cpu")
     folder, meta = _described(Path(path).expanduser())
-    try:
-        session = infer.open_session(folder, meta, threads)
-    except (ValueError, OSError, ImportError):
-        raise
-    except Exception as error:  # every runtime has errors of its own
-        raise ValueError(f"{path}: {meta['runtime']} cannot open it: {str(error).splitlines()[0]}") from error
+    session = infer.open_session(folder, meta, threads)
     info = ModelInfo.from_json(json.dumps(meta["model"]))
     given = meta["input"]
     resize = FRAME if given["resize"] == KEEP else given["resize"]
@@ -111,7 +106,8 @@ def _described(path: Path) -> tuple[Path, dict[str, Any]]:
     if text is None:
         raise ValueError(
             f"{path} was not exported by edgecrafter: there is no {infer.METADATA} beside it that names it, and none "
-            "inside. What another tool has exported has outputs of its own; export the model with edgecrafter export"
+            "inside (only ONNX and OpenVINO files are searched: copy the folder of an export as a whole). What another "
+            "tool has exported has outputs of its own; export the model with edgecrafter export"
         )
     meta = infer.checked(text, path)
     if len(meta["parts"]) == 1:

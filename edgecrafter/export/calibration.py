@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgecrafter.data import check, formats, images
 from edgecrafter.data.annotations import Annotations
-from edgecrafter.geometry.sides import KEEP
+from edgecrafter.geometry.sides import KEEP, framed
 from edgecrafter.hub import ModelInfo
 from edgecrafter.models.eightbit import kept
 from edgecrafter.predict import pixels
@@ -59,9 +59,8 @@ class Calibration:
     def _input(self, path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         picture = images.read(path)
         keep = self.input.resize == KEEP
-        h, w = self.input.fitted(picture.height, picture.width) if keep else self.size
+        h, w = framed(picture.height, picture.width, self.size) if keep else self.size
         image, valid = np.zeros((3, *self.size), np.float32), np.zeros(self.size, np.float32)
-        h, w = min(h, self.size[0]), min(w, self.size[1])
         image[:, :h, :w] = pixels(picture, (h, w)).numpy() / np.float32(255)
         valid[:h, :w] = 1
         return image, valid

@@ -13,8 +13,8 @@ class ExportConfig:
     model: str = ""
     """name, weight file or folder of a training run"""
     format: str = "onnx"
-    """onnx, onnxruntime (ONNX with that runtime's own operators), openvino, tensorrt, litert, executorch, coreml, ncnn or
-    rknn"""
+    """onnx, onnxruntime (ONNX with that runtime's own operators), openvino, tensorrt, litert, executorch, coreml, ncnn
+    or rknn"""
     imgsz: int | list[int] | None = None
     """input size in pixels, one number or height,width, multiples of 32; none: the model's own"""
     batch: str = "1"

@@ -18,7 +18,7 @@ ROWS = 1024
 
 def deployable(network: Detector) -> Detector:
     """A fused copy in evaluation mode whose blocks write nothing in place; ``network`` is left as it is."""
-    copied = fuse(network)
+    copied = fuse(network).cpu()
     _replace(copied)
     return copied.requires_grad_(False)
 

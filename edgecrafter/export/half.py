@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgecrafter.export.layers import layer_of
+
 OPERATORS = {
     "Add", "AveragePool", "Clip", "Concat", "Conv", "Div", "Expand", "Flatten", "Gelu", "Gemm", "Identity", "MatMul",
     "MaxPool", "Mul", "Neg", "Pad", "Relu", "Reshape", "Sigmoid", "Slice", "Split", "Squeeze", "Sub", "Tanh",
@@ -15,12 +17,11 @@ OPERATORS = {
 }  # fmt: skip
 """operators that are computed in 16 bits; all others, softmax, norms, sums, sampling and selection among them, in 32"""
 MODULES = (
-    "network.decoder.boxes", "network.decoder.first_box", "network.decoder.quality", "network.decoder.position",
-    "network.decoder.enc_box", "network.decoder.enc_pose", "network.decoder.first_pose", "network.decoder.poses",
-    "cross_attn",
+    "decoder.boxes", "decoder.first_box", "decoder.quality", "decoder.position", "decoder.enc_box", "decoder.enc_pose",
+    "decoder.first_pose", "decoder.poses", "cross_attn",
 )  # fmt: skip
 """modules that stay in 32 bits: reference points, offsets to them, distributions of edges"""
-LOOSE = ("", "network.decoder", "network")
+LOOSE = ("", "decoder", "network")
 """modules whose own operators, outside of submodules, stay in 32 bits: selection, decoding, normalisation"""
 
 
@@ -52,8 +53,8 @@ class _Halving:
 
     def add(self, node: Any) -> None:
         """A node, with casts in front of it where its inputs are of the other precision."""
-        scope = node.name.rpartition("/")[0]
-        kept = scope in LOOSE or any(name in scope for name in MODULES)
+        layer = layer_of(node.name)
+        kept = layer in LOOSE or any(name in layer for name in MODULES)
         small = node.op_type in OPERATORS and not kept
         inputs = [self.read(name, small) if name in self.floats else name for name in node.input]
         del node.input[:]

@@ -56,7 +56,7 @@ def npu(network: Detector, info: ModelInfo, size: tuple[int, int], batch: int | 
         raise ValueError("graph=npu has static shapes: give the number of images, for example batch=1")
     if any(side % 32 for side in size):
         raise ValueError(f"input of {size[0]} x {size[1]} pixels: both must be multiples of 32")
-    copied = fuse(network).requires_grad_(False)
+    copied = fuse(network).cpu().requires_grad_(False)
     if not isinstance(copied.decoder, (Decoder, PlainDecoder, PoseDecoder)):
         raise ValueError(f"{info.name} has no npu graph: use graph=raw or graph=full")
     static(copied, size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 from collections.abc import Iterator
@@ -33,7 +34,11 @@ PRESETS: dict[str, dict[str, Any]] = {"latency": LATENCY}
 
 
 class ParityError(ValueError):
-    """An export that does not answer as torch does; its files are kept under a name that says so."""
+    """An export that does not answer as torch does; its files are kept under a name that says so: ``folder``."""
+
+    def __init__(self, message: str, folder: Path) -> None:
+        super().__init__(message)
+        self.folder = folder
 
 
 @dataclass
@@ -74,21 +79,27 @@ def export(network: Detector, info: ModelInfo, config: ExportConfig) -> Exported
     made = graph(network, info, config.graph, size, batch)
     content = metadata.described(made, network, info, kind, size, batch, precision)
     name = f"{info.name}_{kind.module}" + ("" if precision == "fp32" else f"_{precision}")
-    target = _free(Path(config.folder).expanduser() if config.folder else Path("exports") / name)
+    target = _free(Path(config.folder).expanduser().resolve() if config.folder else Path("exports") / name)
     with _folder_beside(target) as beside:
         calibration = _calibration(config, info, annotations, size) if precision == "int8" else None
         kind.write(made, beside, Options(precision, content, calibration, config.opset))
         metadata.write(beside, content)
         (beside / "infer.py").write_text(metadata.script(), encoding="utf-8")
-        exported = _proved(network, info, config, kind, content, beside, size, annotations)
-        failed = _failure(exported, config)
+        failed, reason = "", None
+        try:
+            exported = _proved(network, info, config, kind, content, beside, size, annotations)
+        except Exception as error:  # what was written is not lost: it is what one looks at to see why
+            exported, reason = Exported(beside, content, None), error
+            failed = f"the export cannot be proved: {error}"
+        failed = failed or _failure(exported, config)
         if failed:
             target = _free(target.with_name(f"{target.name}_failed"))
         metadata.write(beside, exported.metadata)
+        kind.describe([beside / part["file"] for part in content["parts"]], exported.metadata)
         os.replace(beside, target)
     exported.folder = target
     if failed:
-        raise ParityError(f"{failed}. The files are kept in {target}")
+        raise ParityError(f"{failed}. The files are kept in {target}", target) from reason
     return exported
 
 
@@ -97,7 +108,12 @@ def _with_preset(config: ExportConfig) -> ExportConfig:
         return config
     if config.preset not in PRESETS:
         raise ValueError(f"preset={config.preset!r} is not known: use one of {', '.join(PRESETS)}")
-    return replace(config, **PRESETS[config.preset])
+    preset, plain = PRESETS[config.preset], ExportConfig()
+    for name, value in preset.items():
+        given = getattr(config, name)
+        if given not in (getattr(plain, name), value):
+            raise ValueError(f"preset={config.preset} means {name}={value}, not {given}: leave one of them out")
+    return replace(config, **preset)
 
 
 def _format(config: ExportConfig, info: ModelInfo) -> tuple[Format, str, int | None]:
@@ -120,6 +136,10 @@ def _format(config: ExportConfig, info: ModelInfo) -> tuple[Format, str, int | N
         raise ValueError("int8 needs pictures like those that it will see: give data=DATASET")
     if config.max_drop is not None and not config.int8:
         raise ValueError("max_drop is for int8: 16 and 32 bits are judged by the differences to torch")
+    if config.calibrate != ExportConfig.calibrate and not config.int8:
+        raise ValueError("calibrate is for int8: give both, or neither")
+    if config.opset is not None and not kind.opset:
+        raise ValueError(f"opset={config.opset}: format={config.format} is not made of an ONNX file; leave it out")
     return kind, precision, _batch(config, kind)
 
 
@@ -132,6 +152,8 @@ def _batch(config: ExportConfig, kind: Format) -> int | None:
         return None
     if not str(config.batch).isdigit() or int(config.batch) < 1:
         raise ValueError(f"batch={config.batch}: expected a number of images, 1 or more, or dynamic")
+    if kind.single and int(config.batch) > 1:
+        raise ValueError(f"batch={config.batch}: format={config.format} takes one image per call; leave it out")
     return int(config.batch)
 
 
@@ -171,13 +193,14 @@ def _proved(
     precision = content["precision"]
     # torch sees the very inputs of the export: of this size, and padded in the same way
     same = replace(info, input=replace(info.input, size=size, resize=seen.input.resize))
+    network = copy.deepcopy(network)
     reference = Predictor(network, same, config.device)
     result = parity.compare(reference, Predictor(deployed, seen), pictures, size, parity.TOLERANCES.get(precision))
     content["parity"] = result.to_dict()
     if precision == "int8":
         from edgecrafter.export.int8 import report
 
-        content["int8"] = report(network, info, deployed, seen, annotations, size)
+        content["int8"] = report(network, same, deployed, seen, annotations, size)
     return Exported(folder, content, result)
 
 

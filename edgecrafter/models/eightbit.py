@@ -13,7 +13,7 @@ PRODUCTS = "products"
 
 _HEADS = (
     "*." + PRODUCTS, "backbone.vit.stem.*",
-    "decoder.enc_score", "decoder.enc_box*", "decoder.enc_pose*", "decoder.first_box*", "decoder.first_pose*",
+    "decoder.enc_*", "decoder.first_box*", "decoder.first_pose*",
     "decoder.position*", "decoder.boxes.*", "decoder.poses.*", "decoder.scores.*", "decoder.quality.*",
     "decoder.*cross_attn.offsets", "decoder.*cross_attn.weights",
 )  # fmt: skip

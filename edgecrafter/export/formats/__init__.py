@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,16 @@ class Format:
     dynamic: bool = False
     """whether it takes any number of images"""
     graphs: tuple[str, ...] = ("full", "raw", "npu")
+    opset: bool = False
+    """whether it is made by way of ONNX, so that the opset can be chosen"""
+    single: bool = False
+    """whether it takes one image per call only"""
+
+    def describe(self, paths: Sequence[Path], metadata: dict[str, Any]) -> None:
+        """Put the metadata into files that were written, where the format can take them afterwards."""
+        describe: Callable[[Path, dict[str, Any]], None] | None = getattr(self._module(), "describe", None)
+        for path in paths if describe else ():
+            describe(path, metadata)  # type: ignore[misc]
 
     def write(self, graph: Graph, folder: Path, options: Options) -> None:
         """Write the parts into ``folder``. Raises ValueError where a tool is missing."""
@@ -52,15 +62,22 @@ class Format:
                 f"format={self.module}: {', '.join(missing)} cannot be imported here. "
                 f"Install it: pip install 'edgecrafter[{self.extra}]'"
             )
-        written: Callable[[Graph, Path, Options], None] = importlib.import_module(
-            f"edgecrafter.export.formats.{self.module}"
-        ).write
-        written(graph, folder, options)
+        self._module().write(graph, folder, options)
+
+    def _module(self) -> Any:
+        return importlib.import_module(f"edgecrafter.export.formats.{self.module}")
 
 
 FORMATS = {
     "onnx": Format(
-        "onnx", ".onnx", "onnxruntime", ("onnx", "onnxscript", "onnxruntime"), "onnx", ("fp32", "fp16", "int8"), True
+        "onnx",
+        ".onnx",
+        "onnxruntime",
+        ("onnx", "onnxscript", "onnxruntime"),
+        "onnx",
+        ("fp32", "fp16", "int8"),
+        True,
+        opset=True,
     ),
     "onnxruntime": Format(
         "onnxruntime",
@@ -71,9 +88,17 @@ FORMATS = {
         ("fp32", "int8"),
         True,
         ("full", "raw"),
+        opset=True,
     ),
     "openvino": Format(
-        "openvino", ".xml", "openvino", ("onnx", "onnxscript", "openvino"), "openvino", ("fp32", "fp16", "int8"), True
+        "openvino",
+        ".xml",
+        "openvino",
+        ("onnx", "onnxscript", "openvino"),
+        "openvino",
+        ("fp32", "fp16", "int8"),
+        True,
+        opset=True,
     ),
     "litert": Format(
         "litert",
@@ -85,7 +110,7 @@ FORMATS = {
     ),
     "executorch": Format("executorch", ".pte", "executorch", ("executorch",), "executorch"),
     "coreml": Format("coreml", ".mlpackage", "coreml", ("coremltools",), "coreml", ("fp32", "fp16")),
-    "ncnn": Format("ncnn", ".param", "ncnn", ("pnnx", "ncnn"), "ncnn", ("fp32", "fp16"), graphs=("npu",)),
+    "ncnn": Format("ncnn", ".param", "ncnn", ("pnnx", "ncnn"), "ncnn", ("fp32", "fp16"), graphs=("npu",), single=True),
     "rknn": Format("rknn", ".rknn", "", ("onnx", "onnxscript"), "rknn", ("fp16", "int8"), graphs=("npu",)),
     "tensorrt": Format(
         "tensorrt",
@@ -95,5 +120,6 @@ FORMATS = {
         "tensorrt",
         ("fp32", "fp16"),
         True,
+        opset=True,
     ),
 }

@@ -38,7 +38,7 @@ def write(graph: Graph, folder: Path, options: Options) -> None:
         path = folder / f"{part.name}.tflite"
         made.export(str(path))
         if options.precision == "int8" and "images" in part.inputs:
-            quantise(path, list(part.inputs), options.calibration)
+            quantise(path, list(part.inputs), options.calibration, len(part.inputs["images"]))
         _describe(path, options.metadata)
 
 
@@ -72,14 +72,14 @@ def _whole(x: Tensor, size: int | list[int], dim: int = 0) -> bool:
     return size >= x.shape[dim] if isinstance(size, int) else len(size) == 1
 
 
-def quantise(path: Path, names: list[str], calibration: Calibration) -> None:
+def quantise(path: Path, names: list[str], calibration: Calibration, batch: int) -> None:
     """Replace a model by its quantised form, with ranges from the calibration pictures."""
     from ai_edge_quantizer import qtyping, quantizer
 
     tool = quantizer.Quantizer(str(path))
     for operator in QUANTISED:
         tool.add_static_config(WHERE, qtyping.TFLOperationName(operator), activation_num_bits=8, weight_num_bits=8)
-    feeds = [{f"args_{i}": feed[name] for i, name in enumerate(names)} for feed in calibration.feeds(names)]
+    feeds = [{f"args_{i}": feed[name] for i, name in enumerate(names)} for feed in calibration.feeds(names, batch)]
     found = tool.calibrate({SIGNATURE: feeds}, num_threads=torch.get_num_threads())
     tool.quantize(found).export_model(str(path), overwrite=True)
 

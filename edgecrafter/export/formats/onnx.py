@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,26 +22,15 @@ EXPORTED = 18
 
 
 def write(graph: Graph, folder: Path, options: Options) -> None:
-    """Write ``<part>.onnx`` for every part; the metadata are in each.
-
-    Raises ValueError for an opset below 17, where layer norms fall apart and overflow in half precision, and for an npu
-    graph with operators that NPUs are not expected to have.
-    """
+    """Write ``<part>.onnx`` for every part; the metadata are in each. Raises what ``prepared`` does."""
     import onnx
 
     for part in graph.parts:
-        npu = graph.kind == "npu"
-        proto = model(part, graph.dynamic, options.opset or (LEAST if npu else OPSET))
-        if npu:
-            found = audit(proto, f"{part.name}.onnx")
-            print(found.table())
-            found.require()
-            options.metadata.setdefault("audit", {})[part.name] = found.operators
+        proto = prepared(graph, part, options)
         if options.precision == "fp16":
             from edgecrafter.export.half import halved
 
             proto = halved(proto)
-        onnx.helper.set_model_props(proto, {"edgecrafter": json.dumps(options.metadata)})
         path = folder / f"{part.name}.onnx"
         if options.precision == "int8":
             from edgecrafter.export.int8 import onnx_int8
@@ -48,6 +38,33 @@ def write(graph: Graph, folder: Path, options: Options) -> None:
             onnx_int8(proto, path, part, options.calibration)
         else:
             onnx.save(proto, path)
+        describe(path, options.metadata)
+
+
+def describe(path: Path, metadata: dict[str, Any]) -> None:
+    """Put the metadata into a file, as the property ``edgecrafter``."""
+    import onnx
+
+    proto, beside = onnx.load(path), path.with_suffix(".part")
+    onnx.helper.set_model_props(proto, {"edgecrafter": json.dumps(metadata)})
+    onnx.save(proto, beside)
+    os.replace(beside, path)
+
+
+def prepared(graph: Graph, part: Part, options: Options) -> Any:
+    """One part of a graph as ``onnx.ModelProto``, in 32 bits; the operators of an npu graph are listed and looked at.
+
+    Raises ValueError for an opset below 17, where layer norms fall apart and overflow in half precision, and for an npu
+    graph with operators that NPUs are not expected to have.
+    """
+    npu = graph.kind == "npu"
+    proto = model(part, graph.dynamic, options.opset or (LEAST if npu else OPSET))
+    if npu:
+        found = audit(proto, part.name)
+        print(found.table())
+        found.require()
+        options.metadata.setdefault("audit", {})[part.name] = found.operators
+    return proto
 
 
 def model(part: Part, dynamic: bool, opset: int | None = None) -> Any:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from edgecrafter.export.formats import Options
 from edgecrafter.export.formats import onnx as onnx_format
@@ -31,14 +33,27 @@ def write(graph: Graph, folder: Path, options: Options) -> None:
 
     options.metadata["execution"] = EXECUTION[options.precision]
     for part in graph.parts:
-        proto = onnx_format.model(part, graph.dynamic, options.opset)
+        proto = onnx_format.prepared(graph, part, options)
         model = converted(proto)
         if options.precision == "int8":
             from edgecrafter.export.int8 import openvino_int8
 
             model = openvino_int8(model, proto, part, options.calibration)
-        model.set_rt_info(json.dumps(options.metadata), ["edgecrafter"])
-        openvino.save_model(model, folder / f"{part.name}.xml", compress_to_fp16=options.precision == "fp16")
+        model.set_rt_info("", ["edgecrafter"])
+        path = folder / f"{part.name}.xml"
+        openvino.save_model(model, path, compress_to_fp16=options.precision == "fp16")
+        describe(path, options.metadata)
+
+
+def describe(path: Path, metadata: dict[str, Any]) -> None:
+    """Put the metadata into a file, as ``rt_info/edgecrafter``."""
+    tree = ElementTree.parse(path)
+    place = tree.find("rt_info/edgecrafter")
+    assert place is not None, "written by OpenVINO just now"
+    place.set("value", json.dumps(metadata))
+    beside = path.with_suffix(".part")
+    tree.write(beside, encoding="utf-8", xml_declaration=True)
+    os.replace(beside, path)
 
 
 def converted(proto: Any) -> Any:

@@ -21,13 +21,10 @@ import numpy as np
 
 from edgecrafter.export.formats import Options
 from edgecrafter.export.formats import onnx as onnx_format
-from edgecrafter.export.graph import Graph
-from edgecrafter.export.opset import lowered
+from edgecrafter.export.graph import Graph, Part
 
 TARGET = "rk3588"
 """the chip; another one: the environment variable RKNN_TARGET"""
-OPSET = 18
-"""what torch writes at least; lowered to 17 afterwards, the toolkit's ONNX knows no later Split"""
 
 
 def write(graph: Graph, folder: Path, options: Options) -> None:
@@ -38,17 +35,17 @@ def write(graph: Graph, folder: Path, options: Options) -> None:
     python = toolkit_python()
     import onnx
 
-    for part in graph.parts:
+    for part in graph.parts:  # of opset 17, as all npu graphs are: the toolkit's ONNX knows no later Split
         with tempfile.TemporaryDirectory() as temporary:
             work = Path(temporary)
-            onnx.save(lowered(onnx_format.model(part, False, OPSET)), work / "part.onnx")
+            onnx.save(onnx_format.prepared(graph, part, options), work / "part.onnx")
             quantised = options.precision == "int8" and "images" in part.inputs
             spec = {
                 "onnx": str(work / "part.onnx"),
                 "rknn": str((folder / f"{part.name}.rknn").resolve()),
                 "target": os.environ.get("RKNN_TARGET", TARGET),
                 "metadata": _short(options.metadata),
-                "dataset": _dataset(work, list(part.inputs), options) if quantised else None,
+                "dataset": _dataset(work, part, options) if quantised else None,
             }
             run(python, spec, work)
 
@@ -89,10 +86,10 @@ def _short(metadata: Mapping[str, Any]) -> str:
     return json.dumps({**kept, "name": name})[:1023]
 
 
-def _dataset(work: Path, names: list[str], options: Options) -> str:
+def _dataset(work: Path, part: Part, options: Options) -> str:
     """The file that lists the files of the calibration inputs."""
-    lines = []
-    for number, feed in enumerate(options.calibration.feeds(names)):
+    names, lines = list(part.inputs), []
+    for number, feed in enumerate(options.calibration.feeds(names, len(part.inputs["images"]))):
         files = [work / f"{number}_{name}.npy" for name in names]
         for name, file in zip(names, files, strict=True):
             np.save(file, feed[name])

@@ -27,7 +27,7 @@ def write(graph: Graph, folder: Path, options: Options) -> None:
     import tensorrt as trt
 
     for part in graph.parts:
-        proto = onnx_format.model(part, graph.dynamic, options.opset)
+        proto = onnx_format.prepared(graph, part, options)
         if options.precision == "fp16":
             from edgecrafter.export.half import halved
 
