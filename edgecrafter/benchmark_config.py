@@ -26,7 +26,7 @@ class BenchmarkConfig:
     threads: int = 0
     """threads of every runtime (ExecuTorch and Core ML have their own); 0: as many as there are cores"""
     rounds: int = 20
-    """calls of everything that are counted, after three that are not"""
+    """turns of everything that are counted, after three that are not"""
     graph: str = "raw"
     """of the exports: raw, full or npu"""
     yardstick: str = "resnet50"

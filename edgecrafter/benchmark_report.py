@@ -124,7 +124,9 @@ COLUMNS = (
 
 
 def _parity(found: dict[str, Any] | None) -> str:
-    return "-" if found is None else f"{found['box_px']:.2g} px, {found['score']:.2g}"
+    if found is None:
+        return "-"
+    return f"{'' if found['passed'] else 'FAILED: '}{found['box_px']:.2g} px, {found['score']:.2g}"
 
 
 def _numbers(row: Row, batch: int) -> dict[str, Any]:

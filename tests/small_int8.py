@@ -35,9 +35,10 @@ def traced_once() -> Iterator[None]:
     make = onnx_format.model
 
     def once(part: Part, *args: Any) -> Any:
-        if part.name not in found:
-            found[part.name] = make(part, *args)
-        return copy.deepcopy(found[part.name])
+        key = str((part.name, part.outputs, [each.shape for each in part.inputs.values()], args))
+        if key not in found:
+            found[key] = make(part, *args)
+        return copy.deepcopy(found[key])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx_format, "model", once)
@@ -49,7 +50,7 @@ def model() -> tuple[Detector, ModelInfo]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         labels = Labels(("one", "two"), ids=(1, 2))
-        network, info = hub.create("ecdet-p", labels, InputSpec((SIDE, SIDE)), queries=20)
+        network, info = hub.create("ecdet-p", labels, InputSpec((SIDE, SIDE)), queries=20, depth=3, det_layers=2)
         decoder = network.decoder
         with torch.no_grad():
             for linear in (decoder.enc_score, *decoder.scores):

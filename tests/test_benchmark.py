@@ -21,7 +21,7 @@ NUMBERS = {f"{step}_{p}_ms" for step in ("before", "network", "after", "total") 
 def found(tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
     folder = tmp_path_factory.mktemp("benchmark")
     data = scenes.write(folder / "data", 2, 3, size=96, seed=0)
-    network, info = hub.create("ecdet-p", labels=Labels(tuple(scenes.SHAPES)))
+    network, info = hub.create("ecdet-p", labels=Labels(tuple(scenes.SHAPES)), depth=2, det_layers=2)
     weights = hub.save(network, info, folder / "weights.safetensors")
     return benchmark(
         BenchmarkConfig(
