@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from importlib import metadata as installed
 from pathlib import Path
 from typing import Any, TypeVar
@@ -269,8 +270,8 @@ def _time(
         for number in range(WARM + config.rounds):
             chosen = [pictures[(number * config.batch + i) % len(pictures)] for i in range(config.batch)]
             for artefact, row in zip(artefacts, rows, strict=True):
-                seconds = _second(lambda: _call(artefact.model, chosen, size))  # noqa: B023
-                beside = _second(lambda: _clocked(yardsticks[artefact.kind])) if yardsticks else None  # noqa: B023
+                seconds = _second(partial(_call, artefact.model, chosen, size))
+                beside = _second(partial(_clocked, yardsticks[artefact.kind])) if yardsticks else None
                 if number >= WARM:
                     for step, value in zip(STEPS, seconds, strict=True):
                         row.seconds[step].append(value)
