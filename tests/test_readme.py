@@ -105,5 +105,5 @@ def split(line: str) -> list[str]:
 def test_documented_options_exist() -> None:
     known = {field.name for command in COMMANDS.values() for field in fields(command.options())}
     for page in PAGES:
-        for name in re.findall(r"`--([a-z0-9_]+)", page.read_text(encoding="utf-8")):
-            assert name in known | {"help", "config", "debug", "name"}, f"{page.name} speaks of --{name}"
+        for name in re.findall(r"`--([a-z0-9_-]+)", page.read_text(encoding="utf-8")):
+            assert name.replace("-", "_") in known | {"help", "config", "debug", "name"}, f"{page.name} speaks of --{name}"
