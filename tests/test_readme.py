@@ -106,4 +106,5 @@ def test_documented_options_exist() -> None:
     known = {field.name for command in COMMANDS.values() for field in fields(command.options())}
     for page in PAGES:
         for name in re.findall(r"`--([a-z0-9_-]+)", page.read_text(encoding="utf-8")):
-            assert name.replace("-", "_") in known | {"help", "config", "debug", "name"}, f"{page.name} speaks of --{name}"
+            name = name.replace("-", "_")
+            assert name in known | {"help", "config", "debug", "name"}, f"{page.name} speaks of --{name}"
