@@ -99,9 +99,9 @@ class Benchmark:
         if all(row.scores for row in self.rows):
             lead = next(iter(self.rows[0].scores or {}))
             values = [(row.scores or {})[lead] for row in self.rows]
-            axes.plot(times, values, "o")
             for row, x, y in zip(self.rows, times, values, strict=True):
-                axes.annotate(row.name, (x, y), xytext=(5, 4), textcoords="offset points")
+                axes.plot([x], [y], "o", label=row.name)
+            axes.legend(fontsize="small")
             axes.set_xlim(0, 1.25 * max(times))
             axes.set_ylabel(lead)
         else:

@@ -178,7 +178,7 @@ def test_pictures_that_keep_their_ratio_are_padded() -> None:
 @pytest.mark.parametrize("name", ["ecdet-n", "ecinsseg-n", "ecpose-n"])
 def test_real_networks(name: str, kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    made, info = spread(*hub.create(name))
+    made, info = spread(*hub.create(name, depth=4))
     write(made, info, kind, None if kind != "npu" else 1, tmp_path / "export")
     loaded, wanted = ec.load(tmp_path / "export"), ec.Model(made, info).predict(PICTURES, conf=0.1)  # type: ignore[arg-type]
     scripted = network.infer.Model(tmp_path / "export").predict(PICTURES, conf=0.1)
