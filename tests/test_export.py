@@ -215,6 +215,8 @@ def test_onnx_runtime_has_operators_of_its_own(model: Model, tmp_path: Path) -> 
     found = model.export(format="onnxruntime", graph="raw", batch="dynamic", imgsz=64, folder=str(tmp_path / "own"))
     assert found.parity is not None and found.parity.passed and found.parity.detections >= 20
     proto = onnx.load(found.folder / "model.onnx")
+    within = json.loads({entry.key: entry.value for entry in proto.metadata_props}["edgecrafter"])
+    assert within == found.metadata, "the proof included"
     kinds = [node.op_type for node in proto.graph.node if node.domain == "com.microsoft"]
     assert sorted(set(kinds)) == ["MultiHeadAttention", "RotaryEmbedding"] and len(kinds) == 3 * len(
         model.network.backbone.vit.blocks  # type: ignore[union-attr, arg-type]

@@ -731,7 +731,7 @@ def main(words: Sequence[str] | None = None) -> int:
             Path(given.json).write_text(json.dumps(rows), encoding="utf-8")
         if not rows:
             raise FileNotFoundError(f"no pictures in {', '.join(given.pictures)}")
-        print(f"{len(rows)} pictures, {1000 * spent / max(1, len(rows)):.1f} ms each without reading", file=sys.stderr)
+        print(f"{len(rows)} pictures, {1000 * spent / len(rows):.1f} ms each without reading", file=sys.stderr)
     except (ValueError, OSError, ImportError) as error:
         print(f"infer.py: error: {error}", file=sys.stderr)
         return 1

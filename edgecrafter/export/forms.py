@@ -46,8 +46,8 @@ class ExportedBlock(nn.Module):
         self.heads, self.proj = block.attn.heads, block.attn.proj
         qkv = block.attn.qkv
         scale = math.sqrt(self.heads / qkv.in_features)
-        parts = zip(qkv.weight.detach().chunk(3), qkv.bias.detach().chunk(3), (scale, 1.0, 1.0), strict=True)
-        self.query, self.key, self.value = (_linear(weight * factor, bias * factor) for weight, bias, factor in parts)
+        parts = zip(qkv.weight.chunk(3), qkv.bias.chunk(3), (scale, 1.0, 1.0), strict=True)
+        self.query, self.key, self.value = (linear(weight * factor, bias * factor) for weight, bias, factor in parts)
 
     def forward(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         """x [B, N, D], cosine and sine [N, D / heads / 2] -> [B, N, D]."""
@@ -65,7 +65,8 @@ class ExportedBlock(nn.Module):
         return torch.cat(found, dim=2).transpose(1, 2).flatten(2)
 
 
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A linear layer with copies of these weights."""
     made = nn.Linear(weight.shape[1], weight.shape[0])
-    made.weight, made.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
+    made.weight, made.bias = nn.Parameter(weight.detach().clone()), nn.Parameter(bias.detach().clone())
     return made

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgecrafter.export.npu_sampling import Products, Quality, QualityOfPose, Shape, heads, linear
+from edgecrafter.export.forms import linear
+from edgecrafter.export.npu_sampling import Products, Quality, QualityOfPose, Shape, heads
 from edgecrafter.models.decoder import LocationQuality
 from edgecrafter.models.encoder import AIFI
 from edgecrafter.models.network import Detector

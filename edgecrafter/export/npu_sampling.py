@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgecrafter.export.forms import linear
 from edgecrafter.models.decoder import LocationQuality
 from edgecrafter.models.pose_decoder import PoseQuality
 from edgecrafter.nn.deformable import DeformableAttention, PointAttention
@@ -27,13 +28,6 @@ def heads(x: Tensor, count: int) -> Tensor:
     """[B, N, count * width] -> [B, count, N, width]."""
     B, N, D = x.shape
     return x.view(B, N, count, D // count).transpose(1, 2)
-
-
-def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """A linear layer with copies of these weights."""
-    made = nn.Linear(weight.shape[1], weight.shape[0])
-    made.weight, made.bias = nn.Parameter(weight.detach().clone()), nn.Parameter(bias.detach().clone())
-    return made
 
 
 class Hat(nn.Module):

@@ -68,37 +68,24 @@ class Format:
         return importlib.import_module(f"edgecrafter.export.formats.{self.module}")
 
 
+VIA_ONNX = ("onnx", "onnxscript")
+"""what every format needs that is made of an ONNX file"""
+ALL = ("fp32", "fp16", "int8")
 FORMATS = {
-    "onnx": Format(
-        "onnx",
-        ".onnx",
-        "onnxruntime",
-        ("onnx", "onnxscript", "onnxruntime"),
-        "onnx",
-        ("fp32", "fp16", "int8"),
-        True,
-        opset=True,
-    ),
+    "onnx": Format("onnx", ".onnx", "onnxruntime", (*VIA_ONNX, "onnxruntime"), "onnx", ALL, dynamic=True, opset=True),
     "onnxruntime": Format(
         "onnxruntime",
         ".onnx",
         "onnxruntime",
-        ("onnx", "onnxscript", "onnxruntime"),
+        (*VIA_ONNX, "onnxruntime"),
         "onnx",
         ("fp32", "int8"),
-        True,
-        ("full", "raw"),
+        dynamic=True,
+        graphs=("full", "raw"),
         opset=True,
     ),
     "openvino": Format(
-        "openvino",
-        ".xml",
-        "openvino",
-        ("onnx", "onnxscript", "openvino"),
-        "openvino",
-        ("fp32", "fp16", "int8"),
-        True,
-        opset=True,
+        "openvino", ".xml", "openvino", (*VIA_ONNX, "openvino"), "openvino", ALL, dynamic=True, opset=True
     ),
     "litert": Format(
         "litert",
@@ -111,15 +98,15 @@ FORMATS = {
     "executorch": Format("executorch", ".pte", "executorch", ("executorch",), "executorch"),
     "coreml": Format("coreml", ".mlpackage", "coreml", ("coremltools",), "coreml", ("fp32", "fp16")),
     "ncnn": Format("ncnn", ".param", "ncnn", ("pnnx", "ncnn"), "ncnn", ("fp32", "fp16"), graphs=("npu",), single=True),
-    "rknn": Format("rknn", ".rknn", "", ("onnx", "onnxscript"), "rknn", ("fp16", "int8"), graphs=("npu",)),
+    "rknn": Format("rknn", ".rknn", "", VIA_ONNX, "rknn", ("fp16", "int8"), graphs=("npu",)),
     "tensorrt": Format(
         "tensorrt",
         ".engine",
         "tensorrt",
-        ("onnx", "onnxscript", "onnxruntime", "tensorrt"),
+        (*VIA_ONNX, "onnxruntime", "tensorrt"),
         "tensorrt",
         ("fp32", "fp16"),
-        True,
+        dynamic=True,
         opset=True,
     ),
 }

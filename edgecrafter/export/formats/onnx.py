@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from edgecrafter.export.audit import audit
 from edgecrafter.export.formats import Options
 from edgecrafter.export.graph import Graph, Part
 from edgecrafter.export.opset import LEAST, lowered
+from edgecrafter.files import written_beside
 
 OPSET = 20
 """GridSample and Gelu are operators of their own from here on; 17 is the least in which layer norms are"""
@@ -45,10 +45,10 @@ def describe(path: Path, metadata: dict[str, Any]) -> None:
     """Put the metadata into a file, as the property ``edgecrafter``."""
     import onnx
 
-    proto, beside = onnx.load(path), path.with_suffix(".part")
+    proto = onnx.load(path)
     onnx.helper.set_model_props(proto, {"edgecrafter": json.dumps(metadata)})
-    onnx.save(proto, beside)
-    os.replace(beside, path)
+    with written_beside(path) as beside:
+        onnx.save(proto, beside)
 
 
 def prepared(graph: Graph, part: Part, options: Options) -> Any:

@@ -15,6 +15,8 @@ from edgecrafter.export.formats import onnx as onnx_format
 from edgecrafter.export.forms import ExportedBlock
 from edgecrafter.export.graph import Graph
 
+describe = onnx_format.describe
+
 
 def write(graph: Graph, folder: Path, options: Options) -> None:
     """Write ``<part>.onnx`` for every part; raises what ``formats.onnx`` does."""

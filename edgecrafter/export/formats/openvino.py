@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from xml.etree import ElementTree
 from edgecrafter.export.formats import Options
 from edgecrafter.export.formats import onnx as onnx_format
 from edgecrafter.export.graph import Graph
+from edgecrafter.files import written_beside
 
 EXECUTION: dict[str, dict[str, str]] = {
     "fp32": {"INFERENCE_PRECISION_HINT": "f32"},
@@ -51,9 +51,8 @@ def describe(path: Path, metadata: dict[str, Any]) -> None:
     place = tree.find("rt_info/edgecrafter")
     assert place is not None, "written by OpenVINO just now"
     place.set("value", json.dumps(metadata))
-    beside = path.with_suffix(".part")
-    tree.write(beside, encoding="utf-8", xml_declaration=True)
-    os.replace(beside, path)
+    with written_beside(path) as beside:
+        tree.write(beside, encoding="utf-8", xml_declaration=True)
 
 
 def converted(proto: Any) -> Any:
