@@ -30,7 +30,7 @@ from edgecrafter.deployed import infer as runtimes
 from edgecrafter.deployed.network import load
 from edgecrafter.export.formats import FORMATS
 from edgecrafter.export.formats import onnx as onnx_format
-from edgecrafter.export.graph import Part
+from edgecrafter.export.parts import Part
 from edgecrafter.export.run import ParityError
 from edgecrafter.model import Model
 

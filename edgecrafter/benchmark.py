@@ -30,7 +30,7 @@ from edgecrafter.data import images as files
 from edgecrafter.data import scenes
 from edgecrafter.deployed import infer as runtimes
 from edgecrafter.export.formats import FORMATS, Options
-from edgecrafter.export.graph import Graph, Part
+from edgecrafter.export.parts import Graph, Part
 from edgecrafter.export.run import ParityError
 from edgecrafter.geometry.sides import KEEP
 from edgecrafter.model import Model

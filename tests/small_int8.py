@@ -17,7 +17,7 @@ from PIL import Image
 from edgecrafter import hub
 from edgecrafter.data import scenes
 from edgecrafter.export.formats import onnx as onnx_format
-from edgecrafter.export.graph import Part
+from edgecrafter.export.parts import Part
 from edgecrafter.hub import ModelInfo
 from edgecrafter.models.network import Detector
 from edgecrafter.predict import Predictor

@@ -20,8 +20,9 @@ from edgecrafter.deployed.infer import SESSIONS, open_session
 from edgecrafter.export import metadata
 from edgecrafter.export.config import ExportConfig
 from edgecrafter.export.formats import FORMATS, Options, coreml, ncnn, rknn, tensorrt
-from edgecrafter.export.graph import Graph, Part, graph
+from edgecrafter.export.graph import graph
 from edgecrafter.export.npu_sampling import Largest
+from edgecrafter.export.parts import Graph, Part
 from edgecrafter.export.run import PRESETS
 from edgecrafter.hub import ModelInfo
 from edgecrafter.models.sizes import SIZES

@@ -6,45 +6,18 @@ B images, Q queries, C classes, K keypoints, N detections, D width, h x w cells 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edgecrafter.export.forms import deployable
+from edgecrafter.export.npu import npu
+from edgecrafter.export.parts import Graph, Part, examples
 from edgecrafter.geometry import boxes as box_ops
-from edgecrafter.geometry.sides import KEEP
 from edgecrafter.hub import ModelInfo
 from edgecrafter.infer import TOP_K
 from edgecrafter.models.network import Detector
 from edgecrafter.types import LayerOutput, MaskMap
-
-
-@dataclass
-class Part:
-    """One file of an export."""
-
-    name: str
-    """``model``; of the npu graph ``encoder`` and ``decoder``"""
-    module: nn.Module
-    """a copy in evaluation mode; takes the inputs in order, gives a tuple of tensors"""
-    inputs: dict[str, Tensor]
-    """names and examples: of two images where the batch is dynamic"""
-    outputs: tuple[str, ...]
-
-
-@dataclass
-class Graph:
-    """What is exported of a model."""
-
-    kind: str
-    """``raw``, ``full`` or ``npu``"""
-    parts: list[Part]
-    dynamic: bool
-    """whether any number of images goes in"""
-    facts: dict[str, Any] = field(default_factory=dict)
-    """what users of the files have to know besides: ``mask_bias``, ``top_k``, the host's share of the npu graph"""
 
 
 class Raw(nn.Module):
@@ -143,16 +116,6 @@ def graph(network: Detector, info: ModelInfo, kind: str, size: tuple[int, int], 
     return GRAPHS[kind](network, info, size, batch)
 
 
-def examples(info: ModelInfo, size: tuple[int, int], batch: int | None) -> dict[str, Tensor]:
-    """Inputs to trace with."""
-    count = batch or 2
-    found = {"images": torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(0))}
-    if info.input.resize == KEEP:
-        found["valid"] = torch.ones(count, *size)
-        found["valid"][-1, :, size[1] * 3 // 4 :] = 0
-    return found
-
-
 def _raw(network: Detector, info: ModelInfo, size: tuple[int, int], batch: int | None) -> Graph:
     module, inputs = Raw(network, info).eval(), examples(info, size, batch)
     with torch.inference_mode():
@@ -170,14 +133,8 @@ def _full(network: Detector, info: ModelInfo, size: tuple[int, int], batch: int 
     )
 
 
-def _npu(network: Detector, info: ModelInfo, size: tuple[int, int], batch: int | None) -> Graph:
-    from edgecrafter.export.npu import npu
-
-    return npu(network, info, size, batch)
-
-
 GRAPHS: dict[str, Callable[[Detector, ModelInfo, tuple[int, int], int | None], Graph]] = {
     "full": _full,
     "raw": _raw,
-    "npu": _npu,
+    "npu": npu,
 }

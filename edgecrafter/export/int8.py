@@ -21,7 +21,7 @@ from edgecrafter.data.annotations import Annotations
 from edgecrafter.evaluate import evaluate
 from edgecrafter.export import layers
 from edgecrafter.export.calibration import Calibration
-from edgecrafter.export.graph import Part
+from edgecrafter.export.parts import Part
 from edgecrafter.hub import ModelInfo
 from edgecrafter.models.eightbit import kept, stays
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from edgecrafter.export.formats import Format
-from edgecrafter.export.graph import Graph
+from edgecrafter.export.parts import Graph
 from edgecrafter.files import written_beside
 from edgecrafter.hub import ModelInfo
 

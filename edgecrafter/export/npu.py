@@ -28,9 +28,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgecrafter.deployed.infer import choose
-from edgecrafter.export.graph import Graph, Part, examples
 from edgecrafter.export.npu_forms import Sine, shapes, static
 from edgecrafter.export.npu_sampling import Shape
+from edgecrafter.export.parts import Graph, Part, examples
 from edgecrafter.geometry import bins
 from edgecrafter.geometry.numbers import corrected
 from edgecrafter.hub import ModelInfo

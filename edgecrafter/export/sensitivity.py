@@ -18,8 +18,9 @@ from edgecrafter.export import layers, metadata
 from edgecrafter.export.calibration import Calibration
 from edgecrafter.export.formats import FORMATS
 from edgecrafter.export.formats import onnx as onnx_format
-from edgecrafter.export.graph import Graph, graph
+from edgecrafter.export.graph import graph
 from edgecrafter.export.int8 import quantised, ranges
+from edgecrafter.export.parts import Graph
 from edgecrafter.geometry import boxes as box_ops
 from edgecrafter.hub import ModelInfo
 from edgecrafter.models.eightbit import stays

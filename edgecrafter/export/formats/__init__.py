@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgecrafter.export.graph import Graph
+from edgecrafter.export.parts import Graph
 
 
 @dataclass(frozen=True)

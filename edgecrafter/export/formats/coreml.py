@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from edgecrafter.export.formats import Options
-from edgecrafter.export.graph import Graph, Part
+from edgecrafter.export.parts import Graph, Part
 
 KEPT = {
     "softmax", "layer_norm", "topk", "resample", "sigmoid", "exp", "log", "reduce_mean", "reduce_sum", "sin", "cos",

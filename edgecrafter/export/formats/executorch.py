@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from edgecrafter.export.formats import Options
-from edgecrafter.export.graph import Graph
+from edgecrafter.export.parts import Graph
 
 
 def write(graph: Graph, folder: Path, options: Options) -> None:

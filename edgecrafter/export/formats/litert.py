@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from edgecrafter.export.calibration import Calibration
 from edgecrafter.export.formats import Options
-from edgecrafter.export.graph import Graph, Part
+from edgecrafter.export.parts import Graph, Part
 
 QUANTISED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 WHERE = r".*_(backbone|encoder)/.*"

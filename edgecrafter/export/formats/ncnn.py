@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from edgecrafter.export.formats import Options
-from edgecrafter.export.graph import Graph, Part
 from edgecrafter.export.npu_sampling import Largest
+from edgecrafter.export.parts import Graph, Part
 
 STEEP, TIMES = 60000.0, 3
 """a difference times this, this often, is 0 or beyond 1; a number that float16 holds"""

@@ -11,8 +11,8 @@ import torch
 
 from edgecrafter.export.audit import audit
 from edgecrafter.export.formats import Options
-from edgecrafter.export.graph import Graph, Part
 from edgecrafter.export.opset import LEAST, lowered
+from edgecrafter.export.parts import Graph, Part
 from edgecrafter.files import written_beside
 
 OPSET = 20

@@ -13,7 +13,7 @@ from torch import Tensor
 from edgecrafter.export.formats import Options
 from edgecrafter.export.formats import onnx as onnx_format
 from edgecrafter.export.forms import ExportedBlock
-from edgecrafter.export.graph import Graph
+from edgecrafter.export.parts import Graph
 
 describe = onnx_format.describe
 

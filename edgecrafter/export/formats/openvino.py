@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 from edgecrafter.export.formats import Options
 from edgecrafter.export.formats import onnx as onnx_format
-from edgecrafter.export.graph import Graph
+from edgecrafter.export.parts import Graph
 from edgecrafter.files import written_beside
 
 EXECUTION: dict[str, dict[str, str]] = {

@@ -21,7 +21,7 @@ import numpy as np
 
 from edgecrafter.export.formats import Options
 from edgecrafter.export.formats import onnx as onnx_format
-from edgecrafter.export.graph import Graph, Part
+from edgecrafter.export.parts import Graph, Part
 
 TARGET = "rk3588"
 """the chip; another one: the environment variable RKNN_TARGET"""

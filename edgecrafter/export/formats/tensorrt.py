@@ -11,7 +11,7 @@ from typing import Any
 
 from edgecrafter.export.formats import Options
 from edgecrafter.export.formats import onnx as onnx_format
-from edgecrafter.export.graph import Graph, Part
+from edgecrafter.export.parts import Graph, Part
 
 BATCHES = (1, 8, 32)
 """least, usual and most images of an engine with a dynamic batch"""
